@@ -1,0 +1,51 @@
+"""Quire: an LLM inference and serving engine.
+
+    from quire import LLM, SamplingParams
+
+The names below are loaded on first use: `import quire` needs no torch and costs milliseconds.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from quire.version import __version__
+
+if TYPE_CHECKING:
+    from quire.errors import QuireError, RequestError
+    from quire.llm import LLM
+    from quire.outputs import CompletionOutput, Logprob, RequestOutput
+    from quire.params import SamplingParams
+
+__all__ = [
+    "LLM",
+    "CompletionOutput",
+    "Logprob",
+    "QuireError",
+    "RequestError",
+    "RequestOutput",
+    "SamplingParams",
+    "__version__",
+]
+
+_HOMES = {
+    "LLM": "quire.llm",
+    "CompletionOutput": "quire.outputs",
+    "Logprob": "quire.outputs",
+    "RequestOutput": "quire.outputs",
+    "QuireError": "quire.errors",
+    "RequestError": "quire.errors",
+    "SamplingParams": "quire.params",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'quire' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

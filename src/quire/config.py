@@ -1,0 +1,180 @@
+"""The settings of one engine and one server: a few frozen groups, one field per flag.
+
+The fields are the single table from which the command line, the environment twins, the YAML file and the
+keyword arguments of `LLM` are made (`settings.py` in `cli/` reads it). A field's `Meta` holds its range and
+the sentence that `--help` prints. Nothing here reads the environment or touches a device.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from quire.errors import ConfigError
+
+DEMO_MODEL = "demo"
+"""The name of the model that ships inside the package."""
+
+
+class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Which model, from where, in which number format."""
+
+    model: Annotated[
+        str,
+        Meta(description="Folder or Hugging Face name of the model; 'demo' is the small one that ships with Quire."),
+    ] = DEMO_MODEL
+    tokenizer: Annotated[str | None, Meta(description="Folder or name of the tokenizer; default: the model's own.")] = (
+        None
+    )
+    revision: Annotated[str | None, Meta(description="Branch, tag or commit on the Hugging Face Hub.")] = None
+    dtype: Annotated[
+        Literal["auto", "half", "float16", "bfloat16", "float", "float32"],
+        Meta(description="Number format of weights and activations; auto follows the checkpoint and the device."),
+    ] = "auto"
+    max_model_len: Annotated[
+        int | None,
+        Meta(
+            ge=-1,
+            description="Most tokens of prompt and output together; -1 takes what fits the memory; default: the model's.",
+        ),
+    ] = None
+    load_format: Annotated[
+        Literal["auto", "safetensors", "dummy"],
+        Meta(description="Where weights come from; dummy makes random ones from the config alone."),
+    ] = "auto"
+    quantization: Annotated[str | None, Meta(description="Quantization scheme; none is built in yet.")] = None
+    seed: Annotated[int, Meta(description="Seed of dummy weights and of requests that bring none of their own.")] = 0
+    enforce_eager: Annotated[bool, Meta(description="Never use CUDA graphs.")] = False
+    trust_remote_code: Annotated[
+        bool,
+        Meta(description="Accepted for vLLM's sake; Quire has its own model code and runs none from a checkpoint."),
+    ] = False
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], Meta(description="Where to run; auto takes a GPU if there is one.")
+    ] = "auto"
+
+
+class CacheConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """How much memory the KV cache gets and how it is cut."""
+
+    gpu_memory_utilization: Annotated[
+        float, Meta(gt=0, le=1, description="Fraction of the device for weights, KV cache and working memory together.")
+    ] = 0.9
+    kv_cache_memory_bytes: Annotated[
+        int | None, Meta(gt=0, description="Exact size of the KV cache in bytes; overrides --gpu-memory-utilization.")
+    ] = None
+    num_gpu_blocks_override: Annotated[
+        int | None, Meta(ge=2, description="Exact number of KV blocks; for experiments.")
+    ] = None
+    block_size: Annotated[int, Meta(ge=1, le=1024, description="Tokens per KV block.")] = 16
+    enable_prefix_caching: Annotated[bool, Meta(description="Reuse the KV blocks of prompts that begin alike.")] = True
+    swap_space: Annotated[
+        float,
+        Meta(ge=0, description="GB of host memory for KV; accepted, no effect yet: preempted requests are recomputed."),
+    ] = 4
+
+
+class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """How many requests and tokens share one step."""
+
+    max_num_seqs: Annotated[
+        int | None,
+        Meta(ge=1, le=65536, description="Most requests that run at once; default 256, or 1024 on GPUs from 70 GiB."),
+    ] = None
+    max_num_batched_tokens: Annotated[
+        int | None, Meta(ge=1, description="Most tokens in one step; default 2048, or 8192 on GPUs from 70 GiB.")
+    ] = None
+    enable_chunked_prefill: Annotated[
+        bool, Meta(description="Let a long prompt share steps with others, piece by piece.")
+    ] = True
+    long_prefill_token_threshold: Annotated[
+        int, Meta(ge=0, description="Most tokens of one prompt in a step; 0 is no such limit.")
+    ] = 0
+    scheduling_policy: Annotated[
+        Literal["fcfs", "priority"], Meta(description="Who goes first: first come, or the smallest priority number.")
+    ] = "fcfs"
+
+
+class ParallelConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Over how many devices a model is cut."""
+
+    tensor_parallel_size: Annotated[
+        int, Meta(ge=1, description="Number of GPUs that share each layer; only 1 so far.")
+    ] = 1
+
+
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """All that the engine process needs to know."""
+
+    model: ModelConfig = ModelConfig()
+    cache: CacheConfig = CacheConfig()
+    scheduler: SchedulerConfig = SchedulerConfig()
+    parallel: ParallelConfig = ParallelConfig()
+
+
+class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """The HTTP side."""
+
+    host: Annotated[str, Meta(description="Address to listen on; 0.0.0.0 is every interface.")] = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535, description="Port to listen on; 0 takes a free one.")] = 8000
+    served_model_name: Annotated[
+        tuple[str, ...], Meta(description="Name that clients use for the model; may be given more than once.")
+    ] = ()
+    api_key: Annotated[
+        tuple[str, ...], Meta(description="Key that clients must send; may be given more than once.")
+    ] = ()
+    chat_template: Annotated[
+        str | None, Meta(description="File with a Jinja chat template, instead of the checkpoint's.")
+    ] = None
+    generation_config: Annotated[
+        Literal["auto", "none"],
+        Meta(description="auto takes default sampling values from the checkpoint's generation_config.json."),
+    ] = "auto"
+
+
+ENGINE_GROUPS: dict[str, type[msgspec.Struct]] = {
+    "model": ModelConfig,
+    "cache": CacheConfig,
+    "scheduler": SchedulerConfig,
+    "parallel": ParallelConfig,
+}
+
+
+def fields_of(group: type[msgspec.Struct]) -> tuple[str, ...]:
+    """The setting names of a group."""
+    return group.__struct_fields__
+
+
+def build_group(group: type[msgspec.Struct], values: Mapping[str, Any]) -> Any:
+    """One group from plain values; a value out of range is a ConfigError that names its flag."""
+    chosen = {name: values[name] for name in fields_of(group) if name in values}
+    for name, value in chosen.items():
+        try:
+            msgspec.convert({name: value}, group, strict=True)
+        except msgspec.ValidationError as error:
+            reason = str(error).split(" - at ")[0]
+            raise ConfigError(f"--{name.replace('_', '-')} {value!r}: {reason}.") from None
+    return msgspec.convert(chosen, group, strict=True)
+
+
+def build_engine_config(values: Mapping[str, Any]) -> EngineConfig:
+    """An engine's settings from one flat mapping of field names, as `LLM(**kwargs)` and the command line give it.
+
+    Raises:
+        ConfigError: for an unknown name (with the nearest known one) or a value out of range.
+    """
+    known = {name for group in ENGINE_GROUPS.values() for name in fields_of(group)}
+    for name in values:
+        if name not in known:
+            raise ConfigError(f"Unknown setting {name!r}.{did_you_mean(name, known)}")
+    return EngineConfig(**{key: build_group(group, values) for key, group in ENGINE_GROUPS.items()})
+
+
+def did_you_mean(name: str, known: set[str]) -> str:
+    """' Did you mean X?' for the nearest known word, or nothing."""
+    near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)
+    return f" Did you mean {near[0]!r}?" if near else ""

@@ -1,0 +1,48 @@
+"""EngineCore: THE loop. Owns the step that is in flight, and nothing else.
+
+    host     plan k | launch k | commit k-1 | launch sampling k | plan k+1 | ...
+    device   ... forward k-1, sample k-1    | forward k ............ | sample k | forward k+1
+
+The host never waits for the device to plan: counts are known ahead, token ids stay on the device until committed.
+"""
+
+from __future__ import annotations
+
+from quire.engine.executors import Executor, Pending
+from quire.engine.grammar import Grammar, NoGrammar
+from quire.engine.scheduler.scheduler import Scheduler, Step
+from quire.messages import Outputs
+
+
+class EngineCore:
+    """Runs the scheduler against an executor.
+
+    Args:
+        scheduler: who decides.
+        executor: the way to the device.
+        grammar: token masks for constrained requests.
+    """
+
+    def __init__(self, scheduler: Scheduler, executor: Executor, grammar: Grammar | None = None) -> None:
+        self.scheduler = scheduler
+        self._executor = executor
+        self._grammar = grammar or NoGrammar()
+        self._inflight: tuple[Step, Pending] | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether `step` has anything to do."""
+        return self._inflight is not None or self.scheduler.has_work
+
+    def step(self) -> Outputs:
+        """Plan and launch one step, then take in the results of the one before."""
+        step = self.scheduler.plan()
+        if step:
+            self._executor.forward(step.plan)
+        if self._inflight:
+            previous, pending = self._inflight
+            self.scheduler.commit(previous, pending.wait())
+        self._inflight = (step, self._executor.sample(step.plan, self._grammar.masks(step))) if step else None
+        if not self.busy:
+            self.scheduler.check_integrity()
+        return Outputs(self.scheduler.take_outputs(), self.scheduler.stats())

@@ -1,0 +1,119 @@
+"""Executors: how the engine reaches a device. It launches and waits; what a tensor is, it does not know.
+
+`InlineExecutor` calls a worker whose device has its own queue (a GPU): launching returns at once.
+`ThreadExecutor` gives a worker without one (a CPU) a thread that plays the part of that queue.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, Protocol
+
+from quire.messages import StepPlan, StepResult
+
+Masks = dict[int, bytes]
+
+
+class Pending(Protocol):
+    """Sampling that was launched."""
+
+    def wait(self) -> StepResult:
+        """Block until the new tokens are on the host."""
+
+
+class Worker(Protocol):
+    """What an executor drives: `worker.Worker`, or a fake one in tests."""
+
+    def forward(self, plan: StepPlan) -> None:
+        """Apply the plan's row changes and run the model."""
+
+    def sample(self, plan: StepPlan, masks: Masks) -> Pending:
+        """Sample the plan's rows from the logits of its forward."""
+
+
+class Executor(Protocol):
+    """The same two calls, without waiting."""
+
+    def forward(self, plan: StepPlan) -> None:
+        """Launch the model on this step."""
+
+    def sample(self, plan: StepPlan, masks: Masks) -> Pending:
+        """Launch the sampling of this step, after its forward."""
+
+    def close(self) -> None:
+        """Wait for what runs, and let go of the device."""
+
+
+class InlineExecutor:
+    """For a device with its own queue: launches are asynchronous by themselves."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+
+    def forward(self, plan: StepPlan) -> None:
+        """Launch."""
+        self._worker.forward(plan)
+
+    def sample(self, plan: StepPlan, masks: Masks) -> Pending:
+        """Launch."""
+        return self._worker.sample(plan, masks)
+
+    def close(self) -> None:
+        """Nothing of its own to end."""
+
+
+class _ThreadPending:
+    def __init__(self, launched: Future[Pending]) -> None:
+        self._launched = launched
+
+    def wait(self) -> StepResult:
+        return self._launched.result().wait()
+
+
+class ThreadExecutor:
+    """For a device without a queue: one thread runs what is launched, in order.
+
+    `sample` returns when the step's forward is done and sampling has begun. So the next step is planned as late
+    as possible, with every request that arrived meanwhile, and results are committed while it already runs.
+    """
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._calls: queue.SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...], Future[Any]] | None] = (
+            queue.SimpleQueue()
+        )
+        self._forward: Future[None] | None = None
+        self._thread = threading.Thread(target=self._serve, name="quire-device", daemon=True)
+        self._thread.start()
+
+    def forward(self, plan: StepPlan) -> None:
+        """Launch."""
+        self._forward = self._call(self._worker.forward, plan)
+
+    def sample(self, plan: StepPlan, masks: Masks) -> Pending:
+        """Launch, and wait for the forward."""
+        sampled = self._call(self._worker.sample, plan, masks)
+        if self._forward is not None:
+            self._forward.result()
+        return _ThreadPending(sampled)
+
+    def close(self) -> None:
+        """End the thread."""
+        self._calls.put(None)
+        self._thread.join()
+
+    def _call(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        self._calls.put((function, args, future))
+        return future
+
+    def _serve(self) -> None:
+        while (call := self._calls.get()) is not None:
+            function, args, future = call
+            try:
+                future.set_result(function(*args))
+            except BaseException as error:  # noqa: BLE001 - whoever waits for the future raises it
+                future.set_exception(error)

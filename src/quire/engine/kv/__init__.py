@@ -1,0 +1,1 @@
+"""The paged KV cache as the engine sees it: block numbers, reference counts and content hashes."""

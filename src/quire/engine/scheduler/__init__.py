@@ -1,0 +1,1 @@
+"""Who runs how many tokens in the next step."""

@@ -1,0 +1,108 @@
+"""Request: what the engine knows of one request. Counts only; the scheduler is the one who changes them.
+
+tokens, in order   prompt ........... | output .......... |
+                   [0, computed) planned into steps | [computed, known) to run | pending: sampled, not yet seen
+
+known = len(tokens),  want = known + pending - computed
+"""
+
+from __future__ import annotations
+
+from array import array
+from typing import Literal
+
+from quire.engine.kv.hashing import Digest
+from quire.messages import AddRequest, FinishReason, unpack_ids
+
+NO_ROW = -1
+State = Literal["held", "waiting", "running", "finished"]
+
+
+class Request:
+    """One request's counts.
+
+    Attributes:
+        seq: order of arrival; keeps its place when the request is preempted.
+        max_tokens: prompt and output together may reach this many.
+        num_computed: tokens planned into steps so far.
+        num_pending: tokens sampled, or about to be, that the host has not seen.
+        num_cached: tokens that the prefix cache gave at the latest admission.
+        needs_free: free blocks that the last failed admission asked for; no use trying with fewer.
+    """
+
+    __slots__ = (
+        "arrival",
+        "blocks",
+        "cache_salt",
+        "digests",
+        "finish_reason",
+        "id",
+        "max_tokens",
+        "min_tokens",
+        "needs_free",
+        "num_cached",
+        "num_computed",
+        "num_pending",
+        "num_preemptions",
+        "num_prompt",
+        "num_remembered",
+        "params",
+        "parent_serial",
+        "priority",
+        "row",
+        "seq",
+        "started",
+        "state",
+        "stop_token_ids",
+        "tokens",
+    )
+
+    def __init__(self, message: AddRequest, *, seq: int, max_model_len: int, arrival: float) -> None:
+        self.id = message.id
+        self.params = message.params
+        self.priority = message.priority
+        self.cache_salt = message.cache_salt
+        self.stop_token_ids = frozenset(message.stop_token_ids)
+        self.tokens: array[int] = unpack_ids(message.prompt)
+        self.num_prompt = len(self.tokens)
+        output = message.params.max_tokens
+        self.max_tokens = min(max_model_len, self.num_prompt + output) if output is not None else max_model_len
+        self.min_tokens = self.num_prompt + message.params.min_tokens
+        self.seq = seq
+        self.arrival = arrival
+        self.started: float | None = None
+        self.state: State = "held"
+        self.finish_reason: FinishReason | None = None
+        self.row = NO_ROW
+        self.num_computed = 0
+        self.num_pending = 0
+        self.num_preemptions = 0
+        self.num_cached = 0
+        self.needs_free = 0
+        # kept by the KV manager
+        self.blocks: list[int] = []
+        self.digests: list[Digest] = []
+        self.num_remembered = 0
+        self.parent_serial = -1
+
+    @property
+    def known(self) -> int:
+        """Tokens whose ids the host has."""
+        return len(self.tokens)
+
+    @property
+    def num_output(self) -> int:
+        """Generated tokens whose ids the host has."""
+        return len(self.tokens) - self.num_prompt
+
+    @property
+    def want(self) -> int:
+        """Tokens that could run now; 0 once the length limit is certain to be reached."""
+        total = self.known + self.num_pending
+        return 0 if total >= self.max_tokens else total - self.num_computed
+
+    def ends_with(self, token: int) -> FinishReason | None:
+        """Why the request is over now that `token` was appended, or None."""
+        if token in self.stop_token_ids and self.known > self.min_tokens:
+            return "stop"
+        return "length" if self.known >= self.max_tokens else None

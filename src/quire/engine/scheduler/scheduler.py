@@ -1,0 +1,353 @@
+"""Scheduler: owns every request from arrival to its one finish, and decides each step from counts alone.
+
+`plan` hands out one token budget: first to running requests in their order, then to waiting ones in the policy's
+order. There are no phases: a decode wants 1 token, a prompt wants many and may get a part, a prefix hit wants less.
+`commit` takes in what the device sampled. Between the two, `num_computed` is already advanced and `num_pending`
+counts what is on its way, so the next step is planned without waiting for the device.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left, insort
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from quire.engine.kv.manager import KVManager
+from quire.engine.scheduler.limits import Limit
+from quire.engine.scheduler.policy import Policy, WaitingQueue, fcfs
+from quire.engine.scheduler.request import NO_ROW, Request
+from quire.messages import (
+    AddRequest,
+    EngineStats,
+    FinishReason,
+    NewBlocks,
+    NewRow,
+    StepPlan,
+    StepResult,
+    TokenLogprobs,
+    TokenOutput,
+)
+
+
+class Share(NamedTuple):
+    """A request's part in one step: it runs tokens up to `end` and, if `samples`, yields a new one.
+
+    `epoch` tells a share planned before a preemption from one planned after it.
+    """
+
+    request: Request
+    end: int
+    samples: bool
+    epoch: int
+
+
+class Step(NamedTuple):
+    """What the scheduler keeps of a step: the plan for the device, and whose it was."""
+
+    plan: StepPlan
+    shares: list[Share]
+
+
+class Scheduler:
+    """Plans steps and commits their results.
+
+    Args:
+        kv: blocks.
+        max_num_seqs: rows on the device.
+        max_num_batched_tokens: token budget of a step.
+        max_model_len: longest request.
+        policy: order of waiting requests.
+        limits: further bounds; empty by default.
+        chunked_prefill: whether a prompt may run in parts.
+        clock: seconds, for queue times.
+    """
+
+    def __init__(
+        self,
+        kv: KVManager,
+        *,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        max_model_len: int,
+        policy: Policy = fcfs,
+        limits: tuple[Limit, ...] = (),
+        chunked_prefill: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._kv = kv
+        self._budget = max_num_batched_tokens
+        self._max_model_len = max_model_len
+        self._policy = policy
+        self._limits = limits
+        self._chunked_prefill = chunked_prefill
+        self._clock = clock
+        self._requests: dict[int, Request] = {}
+        self._waiting = WaitingQueue(policy)
+        self._running: list[Request] = []
+        self._free_rows = list(range(max_num_seqs - 1, -1, -1))
+        self._max_num_seqs = max_num_seqs
+        self._outbox: list[TokenOutput] = []
+        self._num_arrived = 0
+        self._num_steps = 0
+        self._num_preemptions = 0
+        self._num_finished = 0
+
+    # ---- requests come and go ------------------------------------------------------------------------------------
+
+    def add(self, message: AddRequest, *, held: bool = False) -> Request:
+        """Take a request in. A held one stays out of line until `release_hold`."""
+        if message.id in self._requests:
+            raise ValueError(f"request id {message.id} is in use")
+        request = Request(message, seq=self._num_arrived, max_model_len=self._max_model_len, arrival=self._clock())
+        self._num_arrived += 1
+        self._requests[request.id] = request
+        if request.num_prompt >= self._max_model_len:
+            self._finish(
+                request, "error", f"{request.num_prompt} prompt tokens, the limit is {self._max_model_len - 1}"
+            )
+        elif self._kv.blocks_for(request.max_tokens) > self._kv.pool.num_usable:
+            self._finish(request, "error", f"{request.max_tokens} tokens do not fit the KV cache")
+        elif not held:
+            self._enqueue(request)
+        return request
+
+    def release_hold(self, request: Request) -> None:
+        """What a held request waited for is there."""
+        if request.state == "held":
+            self._enqueue(request)
+
+    def abort(self, ids: Iterable[int]) -> None:
+        """End these requests now, whatever they are doing; unknown ids are ignored."""
+        for id_ in ids:
+            if request := self._requests.get(id_):
+                self._finish(request, "abort")
+
+    def fail(self, request: Request, error: str) -> None:
+        """End one request because of an error of its own."""
+        if request.state != "finished":
+            self._finish(request, "error", error=error)
+
+    # ---- the two halves of a step --------------------------------------------------------------------------------
+
+    def plan(self) -> Step | None:
+        """The next step, or None if no request can run. Costs O(rows in the step)."""
+        plan = StepPlan(self._num_steps, [], [], [], [], [], [])
+        shares: list[Share] = []
+        for limit in self._limits:
+            limit.begin()
+        budget, preempted = self._plan_running(plan, shares, self._budget)
+        if not preempted:
+            self._plan_waiting(plan, shares, budget)
+        if not shares:
+            return None
+        self._num_steps += 1
+        return Step(plan, shares)
+
+    def commit(self, step: Step, result: StepResult) -> None:
+        """Take in what the step sampled. Requests that ended or restarted meanwhile are passed over."""
+        sample = 0
+        for share in step.shares:
+            token, logprobs = None, None
+            if share.samples:
+                token, logprobs = result.token_ids[sample], result.logprobs.get(sample)
+                sample += 1
+            if share.request.state != "finished":
+                self._commit_share(share, token, logprobs)
+
+    def take_outputs(self) -> list[TokenOutput]:
+        """What happened to requests since the last call."""
+        outputs, self._outbox = self._outbox, []
+        return outputs
+
+    # ---- what others may ask -------------------------------------------------------------------------------------
+
+    @property
+    def has_work(self) -> bool:
+        """Whether any request is waiting or running."""
+        return bool(self._running) or len(self._waiting) > 0
+
+    def stats(self) -> EngineStats:
+        """Gauges and counters as of now."""
+        return EngineStats(
+            num_running=len(self._running),
+            num_waiting=len(self._requests) - len(self._running),
+            kv_usage=self._kv.pool.usage,
+            num_preemptions=self._num_preemptions,
+            prefix_queries=self._kv.num_queries,
+            prefix_hits=self._kv.num_hits,
+            num_steps=self._num_steps,
+        )
+
+    def check_integrity(self) -> None:
+        """Raise RuntimeError unless every block, row and request is accounted for."""
+        self._kv.check_integrity(self._requests.values())
+        rows = sorted(self._free_rows + [r.row for r in self._requests.values() if r.row != NO_ROW])
+        if rows != list(range(self._max_num_seqs)):
+            raise RuntimeError(f"rows are lost or doubled: {len(rows)} of {self._max_num_seqs}")
+        if self._num_arrived != self._num_finished + len(self._requests):
+            raise RuntimeError(
+                f"{self._num_arrived} arrived, {self._num_finished} finished, {len(self._requests)} known"
+            )
+        running = {r.id for r in self._requests.values() if r.state == "running"}
+        waiting = {r.id for r in self._requests.values() if r.state == "waiting"}
+        if running != {r.id for r in self._running} or waiting != {r.id for r in self._waiting}:
+            raise RuntimeError("a request's state differs from the list it is in")
+
+    # ---- planning ------------------------------------------------------------------------------------------------
+
+    def _plan_running(self, plan: StepPlan, shares: list[Share], budget: int) -> tuple[int, bool]:
+        """Serve running requests, best first. When blocks run out the last in line pays; it has no share yet.
+
+        Returns the budget that is left, and whether any request was preempted.
+        """
+        preempted = False
+        index = 0
+        while index < len(self._running) and budget > 0:
+            request = self._running[index]
+            count = self._allowed(request, budget)
+            if count > 0:
+                blocks = self._kv.grow(request, request.num_computed + count)
+                if blocks is None:
+                    self._preempt(self._running[-1])
+                    preempted = True
+                    continue
+                if blocks:
+                    plan.new_blocks.append(NewBlocks(request.row, len(request.blocks) - len(blocks), blocks))
+                self._run(request, count, plan, shares)
+                budget -= count
+            index += 1
+        return budget, preempted
+
+    def _plan_waiting(self, plan: StepPlan, shares: list[Share], budget: int) -> None:
+        """Admit waiting requests, best first, until one does not fit: nobody overtakes."""
+        while budget > 0 and self._free_rows:
+            request = self._waiting.peek()
+            if request is None or request.num_pending or request.needs_free > self._kv.pool.num_free:
+                return
+            count = self._admit(request, plan, budget)
+            if count == 0:
+                return
+            self._run(request, count, plan, shares)
+            budget -= count
+
+    def _admit(self, request: Request, plan: StepPlan, budget: int) -> int:
+        """Give a waiting request its blocks and a row; returns how many tokens it runs, 0 if it must wait on."""
+        prefix = self._kv.match(request)
+        request.num_computed = len(prefix) * self._kv.block_size
+        count = self._allowed(request, budget)
+        if count == 0 or not self._kv.admit(request, prefix, request.num_computed + count):
+            request.num_computed = 0
+            return 0
+        self._waiting.remove(request)
+        insort(self._running, request, key=self._policy)
+        request.state = "running"
+        request.row = self._free_rows.pop()
+        if request.started is None:
+            request.started = self._clock()
+        plan.new_rows.append(
+            NewRow(
+                row=request.row,
+                tokens=request.tokens.tobytes(),
+                num_prompt=request.num_prompt,
+                num_computed=request.num_computed,
+                params=request.params,
+                stop_token_ids=sorted(request.stop_token_ids),
+            )
+        )
+        plan.new_blocks.append(NewBlocks(request.row, 0, list(request.blocks)))
+        return count
+
+    def _allowed(self, request: Request, budget: int) -> int:
+        want = request.want
+        count = min(want, budget)
+        for limit in self._limits:
+            count = min(count, limit.allow(request, count))
+        return count if count == want or self._chunked_prefill else 0
+
+    def _run(self, request: Request, count: int, plan: StepPlan, shares: list[Share]) -> None:
+        start, end = request.num_computed, request.num_computed + count
+        samples = end == request.known + request.num_pending
+        request.num_computed = end
+        request.num_pending += samples
+        for limit in self._limits:
+            limit.take(request, count)
+        if samples:
+            plan.samples.append(len(plan.rows))
+        plan.rows.append(request.row)
+        plan.starts.append(start)
+        plan.counts.append(count)
+        shares.append(Share(request, end, samples, request.num_preemptions))
+
+    def _preempt(self, request: Request) -> None:
+        """Completion without output: forget blocks and row, go back in line. Pending tokens still arrive."""
+        self._leave_device(request)
+        request.num_preemptions += 1
+        self._num_preemptions += 1
+        self._enqueue(request)
+
+    def _enqueue(self, request: Request) -> None:
+        request.state = "waiting"
+        self._waiting.push(request)
+
+    def _leave_device(self, request: Request) -> None:
+        """A running request gives back its blocks and its row. Steps in flight come first on the device."""
+        del self._running[bisect_left(self._running, self._policy(request), key=self._policy)]
+        self._kv.release(request)
+        self._free_rows.append(request.row)
+        request.row = NO_ROW
+        request.num_computed = 0
+        for limit in self._limits:
+            limit.drop(request)
+
+    # ---- committing ----------------------------------------------------------------------------------------------
+
+    def _commit_share(self, share: Share, token: int | None, logprobs: TokenLogprobs | None) -> None:
+        request = share.request
+        if token is not None:
+            request.num_pending -= 1
+            request.tokens.append(token)
+        if request.state == "running" and share.epoch == request.num_preemptions:
+            self._kv.remember(request, share.end)
+        if token is not None:
+            reason = request.ends_with(token)
+            self._emit(request, [token], [logprobs] if logprobs else None, reason)
+            if reason:
+                self._retire(request, reason)
+
+    def _emit(
+        self,
+        request: Request,
+        token_ids: list[int],
+        logprobs: list[TokenLogprobs] | None,
+        reason: FinishReason | None,
+        error: str | None = None,
+    ) -> None:
+        first = request.num_output == len(token_ids)
+        self._outbox.append(
+            TokenOutput(
+                id=request.id,
+                token_ids=token_ids,
+                finish_reason=reason,
+                num_cached_tokens=request.num_cached if first else 0,
+                logprobs=logprobs,
+                queued_s=request.started - request.arrival if first and request.started is not None else 0.0,
+                error=error,
+            )
+        )
+
+    def _finish(self, request: Request, reason: FinishReason, error: str | None = None) -> None:
+        """End a request from outside of a step."""
+        self._emit(request, [], None, reason, error)
+        self._retire(request, reason)
+
+    def _retire(self, request: Request, reason: FinishReason) -> None:
+        """The one end of every request."""
+        if request.state == "waiting":
+            self._waiting.remove(request)
+        elif request.state == "running":
+            self._leave_device(request)
+        request.state = "finished"
+        request.finish_reason = reason
+        del self._requests[request.id]
+        self._num_finished += 1

@@ -1,0 +1,208 @@
+"""What crosses between the three houses: plain records, nothing that can run.
+
+    frontend ── AddRequest, AbortRequests, ResetPrefixCache, Shutdown ──► engine ── StepPlan ──► worker
+    frontend ◄── Ready, StartFailed, Outputs ───────────────────────────── engine ◄── StepResult ── worker
+
+Token ids travel as little-endian int32 bytes (`pack_ids`): a 100k-token prompt is one copy, not 100k objects.
+"""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from collections.abc import Iterable
+from typing import Literal
+
+import msgspec
+
+from quire.params import SamplingParams
+
+assert sys.byteorder == "little" and array("i").itemsize == 4, "token ids travel as little-endian int32"
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+def pack_ids(token_ids: Iterable[int]) -> bytes:
+    """Token ids as int32 bytes."""
+    return array("i", token_ids).tobytes()
+
+
+def unpack_ids(data: bytes) -> array[int]:
+    """The inverse of `pack_ids`."""
+    token_ids = array("i")
+    token_ids.frombytes(data)
+    return token_ids
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# frontend → engine
+
+
+class AddRequest(msgspec.Struct, tag="add", array_like=True, frozen=True):
+    """Run this prompt. The frontend has checked everything in it.
+
+    Args:
+        id: chosen by the frontend, never used again.
+        prompt: `pack_ids` of at least one token.
+        params: sampling values; `max_tokens` is resolved (never None) and `seed` is set.
+        stop_token_ids: every token id that ends the output, the model's end tokens included.
+        priority: smaller runs earlier under the priority policy.
+        cache_salt: requests share prefix blocks only with requests of the same salt.
+    """
+
+    id: int
+    prompt: bytes
+    params: SamplingParams
+    stop_token_ids: list[int] = []
+    priority: int = 0
+    cache_salt: str = ""
+
+
+class AbortRequests(msgspec.Struct, tag="abort", array_like=True, frozen=True):
+    """Forget these requests; those that have ended already are ignored."""
+
+    ids: list[int]
+
+
+class ResetPrefixCache(msgspec.Struct, tag="reset_prefix_cache", array_like=True, frozen=True):
+    """Forget all cached prefixes that no running request holds."""
+
+
+class Shutdown(msgspec.Struct, tag="shutdown", array_like=True, frozen=True):
+    """End the engine process now; what still runs is dropped."""
+
+
+ToEngine = AddRequest | AbortRequests | ResetPrefixCache | Shutdown
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# engine → frontend
+
+
+class TokenLogprobs(msgspec.Struct, array_like=True, frozen=True):
+    """Log-probabilities at one position, from the raw logits.
+
+    `token_ids[0]` is the chosen token with rank `rank` (1 = most likely); the rest are the most likely ones in order.
+    """
+
+    token_ids: list[int]
+    logprobs: list[float]
+    rank: int
+
+
+class TokenOutput(msgspec.Struct, array_like=True, frozen=True):
+    """New tokens of one request; `finish_reason` is set exactly once in a request's life."""
+
+    id: int
+    token_ids: list[int]
+    finish_reason: FinishReason | None = None
+    num_cached_tokens: int = 0
+    logprobs: list[TokenLogprobs] | None = None
+    queued_s: float = 0.0
+    """Seconds between arrival in the engine and the first step; sent with the first output."""
+    error: str | None = None
+
+
+class EngineStats(msgspec.Struct, array_like=True, frozen=True):
+    """Gauges as of now, and counters since the start."""
+
+    num_running: int = 0
+    num_waiting: int = 0
+    kv_usage: float = 0.0
+    num_preemptions: int = 0
+    prefix_queries: int = 0
+    prefix_hits: int = 0
+    num_steps: int = 0
+    step_tokens: int = 0
+
+
+class Outputs(msgspec.Struct, tag="outputs", array_like=True, frozen=True):
+    """What one step brought."""
+
+    outputs: list[TokenOutput]
+    stats: EngineStats
+
+
+class Ready(msgspec.Struct, tag="ready", array_like=True, frozen=True):
+    """The engine takes requests; facts for the banner and for validation."""
+
+    device: str
+    dtype: str
+    weights_bytes: int
+    kv_bytes: int
+    num_blocks: int
+    block_size: int
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    vocab_size: int
+    seconds: dict[str, float]
+    notes: list[str] = []
+
+
+class Progress(msgspec.Struct, tag="progress", array_like=True, frozen=True):
+    """How far loading is; `done` and `total` in bytes."""
+
+    stage: str
+    done: int
+    total: int
+
+
+class StartFailed(msgspec.Struct, tag="start_failed", array_like=True, frozen=True):
+    """The engine could not start; `message` names the cause and the setting that would work."""
+
+    message: str
+    kind: Literal["config", "startup", "internal"]
+
+
+FromEngine = Outputs | Ready | Progress | StartFailed
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# engine → worker and back
+
+
+class NewRow(msgspec.Struct, array_like=True, frozen=True):
+    """A request takes a row.
+
+    tokens: [0, num_computed) are in the KV cache already | [num_computed, len) are to run.
+    """
+
+    row: int
+    tokens: bytes
+    num_prompt: int
+    num_computed: int
+    params: SamplingParams
+    stop_token_ids: list[int]
+
+
+class NewBlocks(msgspec.Struct, array_like=True, frozen=True):
+    """Entries [first, first + len(blocks)) of the row's block table."""
+
+    row: int
+    first: int
+    blocks: list[int]
+
+
+class StepPlan(msgspec.Struct, array_like=True, frozen=True):
+    """One step: row changes, then which rows run how many tokens. `starts`, `rows` and `counts` run in parallel.
+
+    starts: tokens computed before this step; an upper bound where the device may have rejected some.
+    samples: indices into `rows` of those whose last token of the step yields a new token.
+    """
+
+    step: int
+    new_rows: list[NewRow]
+    new_blocks: list[NewBlocks]
+    rows: list[int]
+    starts: list[int]
+    counts: list[int]
+    samples: list[int]
+
+
+class StepResult(msgspec.Struct, array_like=True, frozen=True):
+    """New token ids in the order of `StepPlan.samples`, with log-probabilities where asked for."""
+
+    token_ids: list[int]
+    logprobs: dict[int, TokenLogprobs] = {}
+    """Keyed by index into `samples`."""

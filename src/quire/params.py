@@ -1,0 +1,169 @@
+"""SamplingParams: how one request wants its tokens chosen.
+
+Names, defaults and ranges are those of vLLM's class of the same name, so scripts move over unchanged.
+Ranges are checked when the object is made; what depends on the model (token ids within the vocabulary,
+lengths within the context) is checked in `frontend.validate`.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from quire.errors import RequestError
+
+MAX_N = 16_384
+MAX_LOGPROBS = 20
+MIN_TEMPERATURE = 0.01
+"""Temperatures in (0, 0.01) divide logits into overflow; they are raised to this, with a warning."""
+
+
+class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """Sampling and stopping rules of one request.
+
+    Args:
+        n: number of completions for the prompt, 1..16384; 1 when greedy.
+        temperature: >= 0; 0 is greedy.
+        top_p: in (0, 1]; keep the smallest set of tokens with at least this probability mass.
+        top_k: keep the k most likely tokens; 0 and -1 keep all.
+        min_p: in [0, 1]; drop tokens less likely than min_p times the most likely one.
+        presence_penalty: in [-2, 2]; subtracted once from tokens that were generated before.
+        frequency_penalty: in [-2, 2]; subtracted per earlier generated occurrence.
+        repetition_penalty: > 0; divides positive and multiplies negative logits of tokens seen in prompt or output.
+        seed: int64 for reproducible sampling; None and -1 draw a fresh one.
+        stop: up to 16 strings that end the text; cut from it unless include_stop_str_in_output.
+        stop_token_ids: token ids that end the text, besides the model's own end tokens.
+        ignore_eos: generate past the model's end tokens.
+        include_stop_str_in_output: keep the stop string, or stop token, in the text.
+        max_tokens: most tokens to generate, >= 1; None fills the context.
+        min_tokens: no end token is sampled before this many.
+        logprobs: report this many most likely tokens at each position, and the chosen one; -1 means all.
+        skip_special_tokens: leave special tokens out of the text.
+        detokenize: False returns token ids only.
+
+    Raises:
+        RequestError: naming the field, the value seen and its range.
+    """
+
+    n: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    stop: list[str] = []
+    stop_token_ids: list[int] = []
+    ignore_eos: bool = False
+    include_stop_str_in_output: bool = False
+    max_tokens: int | None = 16
+    min_tokens: int = 0
+    logprobs: int | None = None
+    skip_special_tokens: bool = True
+    detokenize: bool = True
+
+    def __post_init__(self) -> None:
+        for name, kind in _KINDS.items():
+            setattr(self, name, _typed(name, getattr(self, name), kind))
+        self._normalise()
+        for name, (fits, allowed) in _RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not fits(value):
+                raise RequestError(f"{name} must be {allowed}, got {value!r}.", param=name)
+        self._check_together()
+
+    def _normalise(self) -> None:
+        stop: Any = self.stop
+        self.stop = [] if stop is None else [stop] if isinstance(stop, str) else list(stop)
+        self.stop_token_ids = list(self.stop_token_ids or [])
+        if self.seed == -1:
+            self.seed = None
+        if 0 < self.temperature < MIN_TEMPERATURE:
+            warnings.warn(
+                f"temperature {self.temperature} is raised to {MIN_TEMPERATURE}; use 0 for greedy.", stacklevel=4
+            )
+            self.temperature = MIN_TEMPERATURE
+
+    def _check_together(self) -> None:
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise RequestError(
+                f"min_tokens must be in 0..max_tokens ({self.max_tokens}), got {self.min_tokens}.", param="min_tokens"
+            )
+        if self.greedy and self.n > 1:
+            raise RequestError(
+                f"n must be 1 when temperature is 0 (all completions would be equal), got {self.n}.", param="n"
+            )
+        if self.stop and not self.detokenize:
+            raise RequestError("stop strings need detokenize=True.", param="stop")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the most likely token is always taken."""
+        return self.temperature == 0.0
+
+    def clone(self) -> SamplingParams:
+        """A copy that can be changed without touching this one."""
+        return SamplingParams(**{name: getattr(self, name) for name in self.__struct_fields__})
+
+
+def _typed(name: str, value: Any, kind: str) -> Any:
+    """Turn numpy-like numbers into plain ones; refuse booleans, strings, NaN and infinities."""
+    if value is None:
+        if name in _OPTIONAL:
+            return None
+        raise RequestError(f"{name} must be {kind}, got None.", param=name)
+    if isinstance(value, (bool, str, bytes)):
+        raise RequestError(f"{name} must be {kind}, got {value!r}.", param=name)
+    try:
+        if kind == "an integer":
+            return value.__index__()
+        number = float(value)
+    except (TypeError, ValueError, AttributeError, OverflowError):
+        raise RequestError(f"{name} must be {kind}, got {value!r}.", param=name) from None
+    if not math.isfinite(number):
+        raise RequestError(f"{name} must be a finite number, got {value!r}.", param=name)
+    return number
+
+
+_OPTIONAL = frozenset({"seed", "max_tokens", "logprobs"})
+_KINDS = {
+    **dict.fromkeys(("n", "top_k", "seed", "max_tokens", "min_tokens", "logprobs"), "an integer"),
+    **dict.fromkeys(
+        ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"), "a number"
+    ),
+}
+
+
+def _int64(value: int) -> bool:
+    return -(2**63) <= value < 2**63
+
+
+_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "n": (lambda v: 1 <= v <= MAX_N, f"in 1..{MAX_N}"),
+    "temperature": (lambda v: 0 <= v <= 1e6, "a number >= 0"),
+    "top_p": (lambda v: 0 < v <= 1, "in (0, 1]"),
+    "top_k": (lambda v: -1 <= v < 2**31, "-1 or 0 (off) or at least 1"),
+    "min_p": (lambda v: 0 <= v <= 1, "in [0, 1]"),
+    "presence_penalty": (lambda v: -2 <= v <= 2, "in [-2, 2]"),
+    "frequency_penalty": (lambda v: -2 <= v <= 2, "in [-2, 2]"),
+    "repetition_penalty": (lambda v: 1e-6 <= v <= 1e6, "greater than 0"),
+    "seed": (_int64, "a 64-bit integer"),
+    "stop": (lambda v: len(v) <= 16 and all(isinstance(s, str) and s for s in v), "up to 16 non-empty strings"),
+    "stop_token_ids": (
+        lambda v: len(v) <= 256 and all(type(t) is int and 0 <= t < 2**31 for t in v),
+        "up to 256 token ids (integers >= 0)",
+    ),
+    "max_tokens": (lambda v: 1 <= v < 2**31, "at least 1"),
+    "min_tokens": (lambda v: 0 <= v < 2**31, "at least 0"),
+    "logprobs": (lambda v: -1 <= v < 2**31, f"-1 (all) or in 0..{MAX_LOGPROBS}"),
+    **{
+        name: (lambda v: isinstance(v, bool), "true or false")
+        for name in ("ignore_eos", "include_stop_str_in_output", "skip_special_tokens", "detokenize")
+    },
+}

@@ -1,0 +1,127 @@
+"""A device made of dictionaries, and what it must agree with.
+
+`FakeWorker` follows plans as the real one does: rows, block tables, a paged cache. Each cache slot holds the token
+that was written there; the next token is a hash of what is read back *through the block table*. So a wrong block, a
+stale slot, a lost row change or a shared block with another prefix changes the output. `expected_output` is the same
+function of the tokens alone.
+"""
+
+from __future__ import annotations
+
+import zlib
+from array import array
+from collections.abc import Sequence
+
+from quire.engine.grammar import Masks
+from quire.engine.scheduler.scheduler import Step
+from quire.messages import AddRequest, StepPlan, StepResult, unpack_ids
+
+VOCAB = 64
+POISON = -7
+
+
+def next_token(tokens: Sequence[int], allowed: frozenset[int] | None = None) -> int:
+    """The "model": a hash of everything before, moved to the next allowed token."""
+    token = zlib.crc32(array("i", tokens).tobytes()) % VOCAB
+    while allowed is not None and token not in allowed:
+        token = (token + 1) % VOCAB
+    return token
+
+
+def allowed_after(tokens: Sequence[int]) -> frozenset[int]:
+    """The "grammar": what may follow depends on the last token."""
+    return frozenset(t for t in range(VOCAB) if (t + tokens[-1]) % 3 != 0)
+
+
+def expected_output(message: AddRequest, *, constrained: bool, max_model_len: int) -> tuple[list[int], str]:
+    """Token ids and finish reason of a request served alone, one token at a time."""
+    tokens = list(unpack_ids(message.prompt))
+    prompt = len(tokens)
+    limit = min(max_model_len, prompt + (message.params.max_tokens or max_model_len))
+    while True:
+        tokens.append(next_token(tokens, allowed_after(tokens) if constrained else None))
+        if tokens[-1] in message.stop_token_ids and len(tokens) - prompt > message.params.min_tokens:
+            return tokens[prompt:], "stop"
+        if len(tokens) >= limit:
+            return tokens[prompt:], "length"
+
+
+class FakeGrammar:
+    """Constrains the requests whose ids it was given."""
+
+    def __init__(self, constrained: set[int]) -> None:
+        self.constrained = constrained
+
+    def masks(self, step: Step) -> Masks:
+        masks: Masks = {}
+        samples = (share for share in step.shares if share.samples)
+        for index, share in enumerate(samples):
+            request = share.request
+            if request.id in self.constrained and request.state != "finished":
+                # every token before the one to sample is committed
+                assert request.num_pending == 1 and share.end == request.known, (request.id, request.num_pending)
+                bits = bytearray(VOCAB // 8)
+                for token in allowed_after(request.tokens):
+                    bits[token // 8] |= 1 << token % 8
+                masks[index] = bytes(bits)
+        return masks
+
+
+class FakePending:
+    """Results that can be read once."""
+
+    def __init__(self, result: StepResult) -> None:
+        self._result = result
+
+    def wait(self) -> StepResult:
+        return self._result
+
+
+class FakeWorker:
+    """Follows plans. Raises if a plan breaks a rule that the real worker relies on."""
+
+    def __init__(self, *, num_rows: int, num_blocks: int, block_size: int, max_tokens: int) -> None:
+        self.block_size = block_size
+        self.max_tokens = max_tokens
+        self.cache = [POISON] * (num_blocks * block_size)
+        self.tokens: list[list[int]] = [[] for _ in range(num_rows)]
+        self.tables: list[list[int]] = [[] for _ in range(num_rows)]
+        self.computed = [0] * num_rows
+        self.logits: list[list[int]] = []
+        self.num_steps = 0
+
+    def forward(self, plan: StepPlan) -> None:
+        assert plan.step == self.num_steps, "steps must arrive in order"
+        self.num_steps += 1
+        assert len(set(plan.rows)) == len(plan.rows) > 0, "a row twice in one step"
+        assert sum(plan.counts) <= self.max_tokens and min(plan.counts) > 0, "over budget, or an empty share"
+        for new in plan.new_rows:
+            self.tokens[new.row] = list(unpack_ids(new.tokens))
+            self.computed[new.row] = new.num_computed
+            self.tables[new.row] = []
+        for blocks in plan.new_blocks:
+            table = self.tables[blocks.row]
+            assert len(table) == blocks.first and 0 not in blocks.blocks
+            table.extend(blocks.blocks)
+        # all writes come before all reads, as on a device where requests of a step do not see an order
+        for row, start, count in zip(plan.rows, plan.starts, plan.counts, strict=True):
+            assert self.computed[row] == start and start + count <= len(self.tokens[row])
+            for position in range(start, start + count):
+                self.cache[self._slot(row, position)] = self.tokens[row][position]
+            self.computed[row] = start + count
+        self.logits = [[self.cache[self._slot(row, p)] for p in range(self.computed[row])] for row in plan.rows]
+
+    def sample(self, plan: StepPlan, masks: Masks) -> FakePending:
+        sampled = []
+        for index, sample in enumerate(plan.samples):
+            seen = self.logits[sample]
+            assert POISON not in seen, "read a slot that nobody wrote"
+            mask = masks.get(index)
+            allowed = frozenset(t for t in range(VOCAB) if mask[t // 8] >> t % 8 & 1) if mask else None
+            token = next_token(seen, allowed)
+            self.tokens[plan.rows[sample]].append(token)
+            sampled.append(token)
+        return FakePending(StepResult(sampled))
+
+    def _slot(self, row: int, position: int) -> int:
+        return self.tables[row][position // self.block_size] * self.block_size + position % self.block_size

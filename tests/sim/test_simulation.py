@@ -1,0 +1,165 @@
+"""The whole engine against a fake device: random schedules, each output equal to a sequential reference.
+
+Every schedule draws its own sizes: block size, pool (often barely larger than one request, so that requests preempt
+each other), token budget, rows, policy, limits, prompts from a tree of prefixes, masks, holds and aborts.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections import Counter
+
+import pytest
+from device import VOCAB, FakeGrammar, FakeWorker, expected_output
+
+from quire.engine.core import EngineCore
+from quire.engine.executors import InlineExecutor, ThreadExecutor
+from quire.engine.kv.hashing import chain
+from quire.engine.kv.manager import KVManager
+from quire.engine.kv.pool import BlockPool
+from quire.engine.scheduler.limits import LongPromptCap
+from quire.engine.scheduler.policy import POLICIES
+from quire.engine.scheduler.scheduler import Scheduler
+from quire.messages import AddRequest, TokenOutput, pack_ids
+from quire.params import SamplingParams
+
+SCHEDULES = int(os.environ.get("QUIRE_TEST_SCHEDULES", "6000"))
+CHUNKS = 12
+
+
+def weak_hash(parent: bytes, token_bytes: bytes) -> bytes:
+    """A digest of 4 bits: nearly every lookup collides."""
+    return bytes([chain(parent, token_bytes)[0] & 0xF])
+
+
+class Schedule:
+    """One random life of an engine."""
+
+    def __init__(self, seed: int, *, threaded: bool = False) -> None:
+        self.random = rng = random.Random(seed)
+        self.block_size = rng.choice([1, 2, 3, 4, 8, 16])
+        self.max_model_len = rng.randint(4, 60)
+        longest = -(-self.max_model_len // self.block_size)
+        num_blocks = 1 + longest + rng.choice([0, 0, 1, 2, longest, 6 * longest])
+        budget = rng.choice([1, 3, 8, 20, 64])
+        rows = rng.choice([1, 2, 4, 16])
+        chunked = rng.random() < 0.8
+        if not chunked:
+            budget = max(budget, self.max_model_len)
+        limits = (LongPromptCap(rng.randint(1, 10)),) if chunked and rng.random() < 0.2 else ()
+        manager = KVManager(
+            BlockPool(num_blocks),
+            self.block_size,
+            prefix_caching=rng.random() < 0.8,
+            hash_function=weak_hash if rng.random() < 0.3 else chain,
+        )
+        self.scheduler = Scheduler(
+            manager,
+            max_num_seqs=rows,
+            max_num_batched_tokens=budget,
+            max_model_len=self.max_model_len,
+            policy=POLICIES[rng.choice(["fcfs", "priority"])],
+            limits=limits,
+            chunked_prefill=chunked,
+        )
+        self.grammar = FakeGrammar(set())
+        self.worker = FakeWorker(num_rows=rows, num_blocks=num_blocks, block_size=self.block_size, max_tokens=budget)
+        executor = ThreadExecutor(self.worker) if threaded else InlineExecutor(self.worker)
+        self.executor = executor
+        self.core = EngineCore(self.scheduler, executor, self.grammar)
+        self.messages: dict[int, AddRequest] = {}
+        self.outputs: dict[int, list[int]] = {}
+        self.finished: Counter[int] = Counter()
+        self.reasons: dict[int, str] = {}
+        self.cached: dict[int, int] = {}
+        self.prefixes = [[rng.randrange(VOCAB) for _ in range(rng.randint(1, 30))] for _ in range(3)]
+
+    def run(self, requests: int) -> None:
+        """Add requests at random moments, abort some, and run until idle."""
+        rng = self.random
+        aborted: set[int] = set()
+        left = requests
+        held = []
+        while left or held or self.core.busy:
+            while left and (rng.random() < 0.4 or not (self.core.busy or held)):
+                left -= 1
+                request = self._add(requests - left)
+                if request.state == "held":
+                    held.append(request)
+            if held and (rng.random() < 0.5 or not self.core.busy):
+                self.scheduler.release_hold(held.pop(rng.randrange(len(held))))
+            if self.messages and rng.random() < 0.05:
+                victim = rng.choice(list(self.messages))
+                aborted.add(victim)
+                self.scheduler.abort([victim, 10_000])
+            self._take(self.core.step().outputs)
+        self._take(self.core.step().outputs)
+        self.scheduler.check_integrity()
+        stats = self.scheduler.stats()
+        assert (stats.num_running, stats.num_waiting, stats.kv_usage) == (0, 0, 0.0)
+        self.executor.close()
+        self._check(aborted)
+
+    def _add(self, id_: int):
+        rng = self.random
+        prefix = rng.choice(self.prefixes)[: rng.randint(0, 30)]
+        prompt = (prefix + [rng.randrange(VOCAB) for _ in range(rng.randint(1, 12))])[: self.max_model_len - 1]
+        params = SamplingParams(max_tokens=(most := rng.randint(1, 30)), min_tokens=rng.randint(0, min(4, most)))
+        stop = [rng.randrange(VOCAB) for _ in range(rng.choice([0, 1, 6]))]
+        salt = rng.choice(["", "", "tenant"])
+        message = AddRequest(id_, pack_ids(prompt), params, stop, rng.randint(0, 3), salt)
+        self.messages[id_] = message
+        if rng.random() < 0.2:
+            self.grammar.constrained.add(id_)
+        return self.scheduler.add(message, held=rng.random() < 0.1)
+
+    def _take(self, outputs: list[TokenOutput]) -> None:
+        for output in outputs:
+            assert not self.finished[output.id], "tokens after the finish"
+            self.outputs.setdefault(output.id, []).extend(output.token_ids)
+            if output.finish_reason:
+                self.finished[output.id] += 1
+                self.reasons[output.id] = output.finish_reason
+            self.cached[output.id] = max(self.cached.get(output.id, 0), output.num_cached_tokens)
+
+    def _check(self, aborted: set[int]) -> None:
+        for id_, message in self.messages.items():
+            assert self.finished[id_] == 1, f"request {id_} finished {self.finished[id_]} times"
+            tokens, reason = expected_output(
+                message, constrained=id_ in self.grammar.constrained, max_model_len=self.max_model_len
+            )
+            if self.reasons[id_] == "abort":
+                assert id_ in aborted
+                assert self.outputs[id_] == tokens[: len(self.outputs[id_])]
+            else:
+                assert (self.outputs[id_], self.reasons[id_]) == (tokens, reason)
+
+
+@pytest.mark.parametrize("chunk", range(CHUNKS))
+def test_every_output_equals_the_sequential_reference(chunk: int) -> None:
+    preemptions = hits = requests = 0
+    for seed in range(chunk * SCHEDULES // CHUNKS, (chunk + 1) * SCHEDULES // CHUNKS):
+        schedule = Schedule(seed)
+        schedule.run(count := 4 + seed % 17)
+        stats = schedule.scheduler.stats()
+        preemptions += stats.num_preemptions
+        hits += stats.prefix_hits
+        requests += count
+    # the schedules must reach what they are for
+    assert preemptions > requests / 50 and hits > requests / 4
+
+
+def test_the_same_with_a_device_thread() -> None:
+    for seed in range(60):
+        Schedule(100_000 + seed, threaded=True).run(10)
+
+
+def test_a_wrong_slot_is_noticed() -> None:
+    """The check can fail: a device that reads one slot off in a while is caught within a few schedules."""
+    with pytest.raises(AssertionError):
+        for seed in range(20):
+            schedule = Schedule(seed)
+            slot = schedule.worker._slot
+            schedule.worker._slot = lambda row, position, slot=slot: slot(row, position - (position % 7 == 5))
+            schedule.run(10)
