@@ -36,11 +36,8 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
         Meta(description="Number format of weights and activations; auto follows the checkpoint and the device."),
     ] = "auto"
     max_model_len: Annotated[
-        int | None,
-        Meta(
-            ge=-1,
-            description="Most tokens of prompt and output together; -1 takes what fits the memory; default: the model's.",
-        ),
+        Annotated[int, Meta(ge=-1)] | None,
+        Meta(description="Most tokens of prompt and output together; -1: what fits the memory; default: the model's."),
     ] = None
     load_format: Annotated[
         Literal["auto", "safetensors", "dummy"],
@@ -65,10 +62,11 @@ class CacheConfig(msgspec.Struct, frozen=True, kw_only=True):
         float, Meta(gt=0, le=1, description="Fraction of the device for weights, KV cache and working memory together.")
     ] = 0.9
     kv_cache_memory_bytes: Annotated[
-        int | None, Meta(gt=0, description="Exact size of the KV cache in bytes; overrides --gpu-memory-utilization.")
+        Annotated[int, Meta(gt=0)] | None,
+        Meta(description="Exact size of the KV cache in bytes; overrides --gpu-memory-utilization."),
     ] = None
     num_gpu_blocks_override: Annotated[
-        int | None, Meta(ge=2, description="Exact number of KV blocks; for experiments.")
+        Annotated[int, Meta(ge=2)] | None, Meta(description="Exact number of KV blocks; for experiments.")
     ] = None
     block_size: Annotated[int, Meta(ge=1, le=1024, description="Tokens per KV block.")] = 16
     enable_prefix_caching: Annotated[bool, Meta(description="Reuse the KV blocks of prompts that begin alike.")] = True
@@ -82,11 +80,12 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """How many requests and tokens share one step."""
 
     max_num_seqs: Annotated[
-        int | None,
-        Meta(ge=1, le=65536, description="Most requests that run at once; default 256, or 1024 on GPUs from 70 GiB."),
+        Annotated[int, Meta(ge=1, le=65536)] | None,
+        Meta(description="Most requests that run at once; default 256, or 1024 on GPUs from 70 GiB."),
     ] = None
     max_num_batched_tokens: Annotated[
-        int | None, Meta(ge=1, description="Most tokens in one step; default 2048, or 8192 on GPUs from 70 GiB.")
+        Annotated[int, Meta(ge=1)] | None,
+        Meta(description="Most tokens in one step; default 2048, or 8192 on GPUs from 70 GiB."),
     ] = None
     enable_chunked_prefill: Annotated[
         bool, Meta(description="Let a long prompt share steps with others, piece by piece.")

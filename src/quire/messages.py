@@ -137,7 +137,6 @@ class Ready(msgspec.Struct, tag="ready", array_like=True, frozen=True):
     max_num_batched_tokens: int
     vocab_size: int
     seconds: dict[str, float]
-    notes: list[str] = []
 
 
 class Progress(msgspec.Struct, tag="progress", array_like=True, frozen=True):

@@ -74,7 +74,7 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
         self._normalise()
         for name, (fits, allowed) in _RANGES.items():
             value = getattr(self, name)
-            if value is not None and not fits(value):
+            if not (value is None and name in _OPTIONAL) and not fits(value):
                 raise RequestError(f"{name} must be {allowed}, got {value!r}.", param=name)
         self._check_together()
 

@@ -1,1 +1,4 @@
-"""The engine knows counts: requests, rows, blocks, budgets. It decides who runs how many tokens, and imports no torch."""
+"""The engine knows counts: requests, rows, blocks, budgets. It decides who runs how many tokens.
+
+It imports no torch.
+"""

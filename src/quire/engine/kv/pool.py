@@ -139,6 +139,9 @@ class BlockPool:
 
     def check_integrity(self, held: Iterable[Sequence[int]]) -> None:
         """Raise RuntimeError unless counts, free list and index agree with the block lists that are held."""
+        held = list(held)
+        if not held and self._counts.count(0) == self.num_blocks and len(self._free) == self.num_usable:
+            return  # idle, the common case: nothing is held and all is free
         expected = [0] * self.num_blocks
         for blocks in held:
             for block in blocks:

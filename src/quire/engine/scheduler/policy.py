@@ -28,7 +28,7 @@ POLICIES: dict[str, Policy] = {"fcfs": fcfs, "priority": by_priority}
 
 
 class WaitingQueue:
-    """Waiting requests, best first. Push and pop cost O(log n); removal is O(1), its place in the heap is swept later."""
+    """Waiting requests, best first. Push costs O(log n), removal O(1): its place in the heap is swept later."""
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy

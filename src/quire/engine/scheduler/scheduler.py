@@ -123,6 +123,10 @@ class Scheduler:
             if request := self._requests.get(id_):
                 self._finish(request, "abort")
 
+    def reset_prefix_cache(self) -> None:
+        """Forget every cached prefix; requests that run keep their blocks."""
+        self._kv.pool.forget_all()
+
     def fail(self, request: Request, error: str) -> None:
         """End one request because of an error of its own."""
         if request.state != "finished":

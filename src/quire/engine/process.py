@@ -1,0 +1,93 @@
+"""The engine's end of the wire: messages in, one step, messages out. Sleeps when there is nothing to do."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import zmq
+
+from quire.engine.core import EngineCore
+from quire.messages import (
+    AbortRequests,
+    AddRequest,
+    EngineStats,
+    FromEngine,
+    ResetPrefixCache,
+    ToEngine,
+)
+
+log = logging.getLogger("quire.engine")
+
+
+class Wire:
+    """Two sockets in a private folder: one for what comes in, one for what goes out.
+
+    Messages are msgpack, decoded into the typed records of `messages.py`; anything else is dropped with a log line.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._context = zmq.Context()
+        self._inbox = self._context.socket(zmq.PULL)
+        self._outbox = self._context.socket(zmq.PUSH)
+        for socket, name in ((self._inbox, "in"), (self._outbox, "out")):
+            socket.set_hwm(0)
+            socket.connect(f"ipc://{folder / name}")
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)
+
+    def send(self, message: FromEngine) -> None:
+        """Send without waiting."""
+        self._outbox.send(self._encoder.encode(message))
+
+    def receive(self, *, block: bool) -> list[ToEngine]:
+        """All messages that are there; if `block`, wait for the first."""
+        messages: list[ToEngine] = []
+        flags = 0 if block else zmq.NOBLOCK
+        while True:
+            try:
+                data: Any = self._inbox.recv(flags)
+            except zmq.Again:
+                return messages
+            flags = zmq.NOBLOCK
+            try:
+                messages.append(self._decoder.decode(data))
+            except msgspec.MsgspecError as error:
+                log.error("dropped a message of %d bytes that is none of ours: %s", len(data), error)
+
+    def close(self) -> None:
+        """Let what was sent go out, then close."""
+        self._context.destroy(linger=1000)
+
+
+class EngineProcess:
+    """Serves one core until told to shut down."""
+
+    def __init__(self, core: EngineCore, wire: Wire) -> None:
+        self._core = core
+        self._wire = wire
+        self._sent = EngineStats()
+
+    def run(self) -> None:
+        """Receive, step, send. An exception here is a device error: the process ends and its clients are told."""
+        while self._take_in(self._wire.receive(block=not self._core.busy)):
+            outputs = self._core.step()
+            if outputs.outputs or outputs.stats != self._sent:
+                self._sent = outputs.stats
+                self._wire.send(outputs)
+
+    def _take_in(self, messages: list[ToEngine]) -> bool:
+        """Apply messages; False on shutdown."""
+        scheduler = self._core.scheduler
+        for message in messages:
+            if isinstance(message, AddRequest):
+                scheduler.add(message)
+            elif isinstance(message, AbortRequests):
+                scheduler.abort(message.ids)
+            elif isinstance(message, ResetPrefixCache):
+                scheduler.reset_prefix_cache()
+            else:
+                return False
+        return True

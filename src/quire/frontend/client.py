@@ -1,0 +1,216 @@
+"""Client: the frontend's end of the wire. Owns the engine process and the streams of all requests in flight.
+
+The server and `LLM` both use it, from one asyncio loop. Sending never waits; one task receives.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import subprocess
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import msgspec
+import zmq
+import zmq.asyncio
+
+from quire.errors import ConfigError, EngineDeadError, StartupError, UnavailableError
+from quire.frontend.streams import RequestStream
+from quire.messages import (
+    AbortRequests,
+    AddRequest,
+    EngineStats,
+    FromEngine,
+    Outputs,
+    Progress,
+    Ready,
+    ResetPrefixCache,
+    Shutdown,
+    ToEngine,
+    pack_ids,
+)
+from quire.params import SamplingParams
+
+log = logging.getLogger("quire.frontend")
+SHUTDOWN_SECONDS = 5.0
+
+
+class Client:
+    """Talks to one engine process.
+
+    Args:
+        folder: private folder of the sockets.
+        process: the engine.
+        on_progress: called while weights load.
+        on_close: cleans up the folder.
+
+    Attributes:
+        ready: the engine's facts, None until it is up.
+        stats: the newest gauges and counters.
+        dead: whether the engine has ended.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        process: subprocess.Popen[bytes],
+        on_progress: Callable[[Progress], None] | None,
+        on_close: Callable[[], None],
+    ) -> None:
+        self.ready: Ready | None = None
+        self.stats = EngineStats()
+        self.dead = False
+        self._process = process
+        self._on_progress = on_progress
+        self._on_close = on_close
+        self._streams: dict[int, RequestStream] = {}
+        self._ids = itertools.count()
+        self._loop = asyncio.get_running_loop()
+        self._came_up: asyncio.Future[Ready] = self._loop.create_future()
+        self._ended: asyncio.Future[int] = self._loop.create_future()
+        self._encoder = msgspec.msgpack.Encoder()
+        self._context = zmq.asyncio.Context()
+        self._inbox = self._context.socket(zmq.PULL)
+        self._outbox = zmq.Context(self._context).socket(zmq.PUSH)
+        for socket, name in ((self._inbox, "out"), (self._outbox, "in")):
+            socket.set_hwm(0)
+            socket.bind(f"ipc://{folder / name}")
+        self._receiver = asyncio.create_task(self._receive(), name="quire-client")
+        threading.Thread(target=self._watch, name="quire-watch", daemon=True).start()
+
+    # ---- the engine's life ---------------------------------------------------------------------------------------
+
+    async def wait_ready(self) -> Ready:
+        """Wait until the engine takes requests.
+
+        Raises:
+            ConfigError: a setting cannot work; the message says which would.
+            StartupError: anything else that kept it from starting.
+        """
+        return await asyncio.shield(self._came_up)
+
+    async def wait_ended(self) -> int:
+        """Wait until the engine process is gone; its exit code."""
+        return await asyncio.shield(self._ended)
+
+    async def close(self) -> None:
+        """End the engine; requests in flight are dropped. Returns when the process, and with it its memory, is gone."""
+        if not self._ended.done():
+            self._send(Shutdown())
+            try:
+                await asyncio.wait_for(self.wait_ended(), SHUTDOWN_SECONDS)
+            except TimeoutError:
+                self._process.kill()
+                await self.wait_ended()
+        self._receiver.cancel()
+        await asyncio.gather(self._receiver, return_exceptions=True)
+        self._outbox.close(linger=0)
+        self._inbox.close(linger=0)
+        self._context.term()
+        self._on_close()
+
+    # ---- requests ------------------------------------------------------------------------------------------------
+
+    def submit(
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        stream: RequestStream,
+        *,
+        stop_token_ids: list[int],
+        priority: int = 0,
+        cache_salt: str = "",
+    ) -> None:
+        """Send one request; its outputs go to `stream`.
+
+        Raises:
+            UnavailableError: the engine is not up yet, or has ended.
+        """
+        self._check_alive()
+        id_ = next(self._ids)
+        stream.attach(id_, self._abort)
+        self._streams[id_] = stream
+        self._send(AddRequest(id_, pack_ids(prompt_ids), params, stop_token_ids, priority, cache_salt))
+
+    def abort(self, streams: Iterable[RequestStream]) -> None:
+        """End these requests; they finish with reason 'abort'."""
+        for stream in streams:
+            stream.close()
+
+    def reset_prefix_cache(self) -> None:
+        """Forget cached prefixes."""
+        self._check_alive()
+        self._send(ResetPrefixCache())
+
+    @property
+    def num_in_flight(self) -> int:
+        """Requests that were submitted and have not ended."""
+        return len(self._streams)
+
+    def _abort(self, id_: int) -> None:
+        if self._streams.pop(id_, None) is not None and not self.dead:
+            self._send(AbortRequests([id_]))
+
+    def _check_alive(self) -> None:
+        if self.dead:
+            raise EngineDeadError("The engine has ended; the server must be restarted.")
+        if self.ready is None:
+            raise UnavailableError("The model is still loading.")
+
+    # ---- the wire ------------------------------------------------------------------------------------------------
+
+    def _send(self, message: ToEngine) -> None:
+        self._outbox.send(self._encoder.encode(message))
+
+    async def _receive(self) -> None:
+        decoder: msgspec.msgpack.Decoder[FromEngine] = msgspec.msgpack.Decoder(FromEngine)
+        while True:
+            message = decoder.decode(await self._inbox.recv())
+            if isinstance(message, Outputs):
+                self._deliver(message)
+            elif isinstance(message, Ready):
+                self.ready = message
+                self._came_up.set_result(message)
+            elif isinstance(message, Progress):
+                if self._on_progress:
+                    self._on_progress(message)
+            else:
+                error = ConfigError if message.kind == "config" else StartupError
+                self._fail_start(error(message.message))
+
+    def _deliver(self, message: Outputs) -> None:
+        self.stats = message.stats
+        for output in message.outputs:
+            stream = self._streams.get(output.id)
+            if stream is None:
+                continue  # it was aborted here; the engine's last words about it do not matter
+            stream.push(output)
+            if output.finish_reason is not None:
+                self._streams.pop(output.id, None)
+
+    def _watch(self) -> None:
+        """In a thread: wait for the process, tell the loop."""
+        code = self._process.wait()
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._tell_ended, code)
+
+    def _tell_ended(self, code: int) -> None:
+        self._ending = self._loop.create_task(self._process_ended(code))
+
+    async def _process_ended(self, code: int) -> None:
+        await asyncio.sleep(0.05)  # its last words may still be on the wire
+        self.dead = True
+        self._fail_start(StartupError(f"The engine process ended with code {code} before it was ready."))
+        for stream in list(self._streams.values()):
+            stream.fail(EngineDeadError("The engine ended while it worked on this request."))
+        self._streams.clear()
+        if not self._ended.done():
+            self._ended.set_result(code)
+
+    def _fail_start(self, error: ConfigError | StartupError) -> None:
+        if not self._came_up.done():
+            self._came_up.set_exception(error)
+            self._came_up.exception()  # read once, so that nobody waiting is no warning

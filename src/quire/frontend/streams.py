@@ -1,0 +1,200 @@
+"""RequestStream: one completion on its way from the engine to whoever asked. Owns its text and its end.
+
+The client pushes what each step brought; a consumer either iterates over what is new (`async for delta in stream`)
+or waits for all of it (`await stream.collect()`), in which case it is woken once, at the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Collection
+from types import TracebackType
+from typing import Protocol
+
+import msgspec
+
+from quire.errors import QuireError, RequestFailedError
+from quire.frontend.detokenizer import AnyDetokenizer, NoDetokenizer
+from quire.messages import TokenLogprobs, TokenOutput
+
+
+class Delta(msgspec.Struct):
+    """What is new since the last one. The last has a `finish_reason`.
+
+    Attributes:
+        stop_reason: the stop string or stop token id that ended the output; None for the model's own end token.
+    """
+
+    token_ids: list[int]
+    text: str
+    logprobs: list[TokenLogprobs] | None = None
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+
+    def extend(self, later: Delta) -> None:
+        """Append what came later."""
+        self.token_ids += later.token_ids
+        self.text += later.text
+        if later.logprobs is not None:
+            self.logprobs = [*(self.logprobs or ()), *later.logprobs]
+        self.finish_reason, self.stop_reason = later.finish_reason, later.stop_reason
+
+
+class TokenObserver(Protocol):
+    """Told about tokens as they arrive; metrics are one."""
+
+    def on_tokens(self, now: float, count: int, queued_s: float) -> None:
+        """`count` new tokens at `now` (monotonic seconds)."""
+
+    def on_finish(self, now: float, reason: str) -> None:
+        """The one end: stop, length, abort or error."""
+
+
+class RequestStream:
+    """One completion.
+
+    Args:
+        detokenizer: fresh, or None for token ids only.
+        end_token_ids: the model's own end tokens; they are no stop reason.
+        observer: told about tokens and the end.
+
+    Attributes:
+        num_cached_tokens: prompt tokens that the prefix cache gave; known with the first output.
+        arrival: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        detokenizer: AnyDetokenizer | None = None,
+        end_token_ids: Collection[int] = (),
+        observer: TokenObserver | None = None,
+    ) -> None:
+        self.num_cached_tokens = 0
+        self.arrival = time.monotonic()
+        self._detokenizer = detokenizer or NoDetokenizer()
+        self._end_token_ids = end_token_ids
+        self._observer = observer
+        self._id = -1
+        self._abort: Callable[[int], None] | None = None
+        self._new: Delta | None = None
+        self._error: QuireError | None = None
+        self._ended = False
+        self._collecting = False
+        self._waiter: asyncio.Future[None] | None = None
+
+    # ---- the client's side ---------------------------------------------------------------------------------------
+
+    def attach(self, id_: int, abort: Callable[[int], None]) -> None:
+        """The request was sent under this id."""
+        self._id, self._abort = id_, abort
+
+    def push(self, output: TokenOutput) -> None:
+        """Take in what a step brought."""
+        if self._ended:
+            return
+        if output.error is not None or output.finish_reason == "error":
+            self.fail(RequestFailedError(output.error or "The engine failed on this request."))
+            return
+        delta = self._to_delta(output)
+        now = time.monotonic()
+        self.num_cached_tokens = max(self.num_cached_tokens, output.num_cached_tokens)
+        if self._observer and delta.token_ids:
+            self._observer.on_tokens(now, len(delta.token_ids), output.queued_s)
+        if self._new is None:
+            self._new = delta
+        else:
+            self._new.extend(delta)
+        if delta.finish_reason:
+            if output.finish_reason is None and self._abort:  # a stop string: the engine does not know yet
+                self._abort(self._id)
+            self._end(delta.finish_reason, now)
+        elif not self._collecting:
+            self._wake()
+
+    def fail(self, error: QuireError) -> None:
+        """End with an error; whoever consumes the stream gets it raised."""
+        if not self._ended:
+            self._error = error
+            self._end("error", time.monotonic())
+
+    # ---- the consumer's side -------------------------------------------------------------------------------------
+
+    def __aiter__(self) -> RequestStream:
+        return self
+
+    async def __anext__(self) -> Delta:
+        """All that is new; waits if nothing is."""
+        while self._new is None:
+            if self._error is not None:
+                raise self._error
+            if self._ended:
+                raise StopAsyncIteration
+            await self._wait()
+        delta, self._new = self._new, None
+        return delta
+
+    async def collect(self) -> Delta:
+        """Wait for the end; everything as one delta."""
+        self._collecting = True
+        while not self._ended:
+            await self._wait()
+        if self._error is not None:
+            raise self._error
+        delta, self._new = self._new, None
+        return delta or Delta([], "", finish_reason="abort")
+
+    def close(self) -> None:
+        """Nobody reads any more: abort the request if it has not ended."""
+        if not self._ended:
+            if self._abort:
+                self._abort(self._id)
+            self._new = Delta([], "", finish_reason="abort") if self._new is None else self._new
+            self._new.finish_reason = "abort"
+            self._end("abort", time.monotonic())
+
+    async def aclose(self) -> None:
+        """The same, as async generators have it."""
+        self.close()
+
+    async def __aenter__(self) -> RequestStream:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # ---- inside --------------------------------------------------------------------------------------------------
+
+    def _to_delta(self, output: TokenOutput) -> Delta:
+        """Text for the tokens; a stop string may end the output before the engine does."""
+        token_ids, reason = output.token_ids, output.finish_reason
+        last = token_ids[-1] if token_ids else None
+        pushed = self._detokenizer.push(token_ids, stop_token=reason == "stop")
+        text, stop, count = pushed.text, pushed.stop, pushed.num_tokens
+        if stop is None and reason is not None:
+            rest = self._detokenizer.finish()
+            text, stop = text + rest.text, rest.stop
+        if stop is not None:
+            logprobs = output.logprobs[:count] if output.logprobs else None
+            return Delta(token_ids[:count], text, logprobs, "stop", stop)
+        stop_token = last if reason == "stop" and last not in self._end_token_ids else None
+        return Delta(list(token_ids), text, output.logprobs, reason, stop_token)
+
+    def _end(self, reason: str, now: float) -> None:
+        self._ended = True
+        if self._observer:
+            self._observer.on_finish(now, reason)
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def _wait(self) -> None:
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None

@@ -1,0 +1,8 @@
+"""The composition root: starts the engine process, and builds the houses inside it.
+
+`start` is the parent's side and knows no torch; `child` is what the new process runs.
+"""
+
+from quire.launch.start import start_engine
+
+__all__ = ["start_engine"]

@@ -1,0 +1,117 @@
+"""What the engine process runs: builds worker, scheduler and loop from the settings, then serves."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from quire.checkpoint import read_facts, resolve
+from quire.config import EngineConfig
+from quire.engine.core import EngineCore
+from quire.engine.executors import Executor, InlineExecutor, ThreadExecutor
+from quire.engine.kv.manager import KVManager
+from quire.engine.kv.pool import BlockPool
+from quire.engine.process import EngineProcess, Wire
+from quire.engine.scheduler.limits import Limit, LongPromptCap
+from quire.engine.scheduler.policy import POLICIES
+from quire.engine.scheduler.scheduler import Scheduler
+from quire.errors import ConfigError, QuireError, StartupError
+from quire.messages import Progress, Ready, StartFailed
+
+if TYPE_CHECKING:
+    from quire.worker.worker import Worker
+
+log = logging.getLogger("quire.engine")
+
+
+def main() -> None:
+    """Entry point; exit code 0 only after an orderly shutdown."""
+    logging.basicConfig(
+        format="%(levelname)s %(name)s: %(message)s", level=os.environ.get("QUIRE_LOG_LEVEL", "WARNING")
+    )
+    wire = Wire(Path(sys.argv[1]))
+    config = msgspec.json.decode(sys.stdin.buffer.readline(), type=EngineConfig)
+    threading.Thread(target=_die_with_parent, name="quire-lifeline", daemon=True).start()
+    try:
+        worker, ready = _build_worker(config, wire)
+    except Exception as error:  # noqa: BLE001 - every cause of a failed start goes to the parent
+        _report(error, wire)
+        wire.close()
+        sys.exit(1)
+    executor: Executor = ThreadExecutor(worker) if worker.device.type == "cpu" else InlineExecutor(worker)
+    core = EngineCore(_build_scheduler(config, ready), executor)
+    wire.send(ready)
+    EngineProcess(core, wire).run()
+    executor.close()
+    wire.close()
+
+
+def _build_worker(config: EngineConfig, wire: Wire) -> tuple[Worker, Ready]:
+    started = time.monotonic()
+    folder = resolve(config.model.model, config.model.revision, weights=config.model.load_format != "dummy")
+    facts = read_facts(folder)
+    resolved = time.monotonic()
+    from quire.worker.worker import Worker  # the first import of torch, a second or two
+
+    imported = time.monotonic()
+    worker = Worker(config, folder, facts, lambda stage, done, total: wire.send(Progress(stage, done, total)))
+    found = worker.facts
+    seconds = {"resolve": resolved - started, "import": imported - resolved, **found.seconds}
+    return worker, Ready(
+        device=found.device,
+        dtype=found.dtype,
+        weights_bytes=found.weights_bytes,
+        kv_bytes=found.layout.num_blocks * found.layout.bytes_per_block,
+        num_blocks=found.layout.num_blocks,
+        block_size=found.layout.block_size,
+        max_model_len=found.max_model_len,
+        max_num_seqs=found.sizes.max_num_seqs,
+        max_num_batched_tokens=found.sizes.max_num_batched_tokens,
+        vocab_size=facts.vocab_size,
+        seconds=seconds,
+    )
+
+
+def _build_scheduler(config: EngineConfig, ready: Ready) -> Scheduler:
+    threshold = config.scheduler.long_prefill_token_threshold
+    limits: tuple[Limit, ...] = (LongPromptCap(threshold),) if threshold else ()
+    pool = BlockPool(ready.num_blocks)
+    return Scheduler(
+        KVManager(pool, ready.block_size, prefix_caching=config.cache.enable_prefix_caching),
+        max_num_seqs=ready.max_num_seqs,
+        max_num_batched_tokens=ready.max_num_batched_tokens,
+        max_model_len=ready.max_model_len,
+        policy=POLICIES[config.scheduler.scheduling_policy],
+        limits=limits,
+        chunked_prefill=config.scheduler.enable_chunked_prefill,
+    )
+
+
+def _report(error: Exception, wire: Wire) -> None:
+    """Tell the parent why the start failed; our own errors as they are, others with their traceback in the log."""
+    if isinstance(error, ConfigError):
+        wire.send(StartFailed(error.message, "config"))
+    elif isinstance(error, StartupError):
+        wire.send(StartFailed(error.message, "startup"))
+    else:
+        log.error("the engine could not start", exc_info=error)
+        detail = error.message if isinstance(error, QuireError) else f"{type(error).__name__}: {error}"
+        wire.send(StartFailed(detail, "internal"))
+
+
+def _die_with_parent() -> None:
+    """Standard input ends when the parent does, however it dies."""
+    while sys.stdin.buffer.read(1):
+        pass
+    os._exit(3)
+
+
+if __name__ == "__main__":
+    main()

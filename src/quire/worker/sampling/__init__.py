@@ -1,0 +1,1 @@
+"""From logits to tokens: a tuple of stages, one file each, then one draw."""

@@ -1,0 +1,97 @@
+"""Sampler: owns the stages and knows which rows want which."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from quire.messages import NewRow
+from quire.worker.sampling.draw import draw, uniform
+from quire.worker.sampling.logprobs import LogprobTensors, gather_logprobs
+from quire.worker.sampling.mask import apply_masks
+from quire.worker.sampling.min_tokens import MinTokens
+from quire.worker.sampling.penalties import Penalties
+from quire.worker.sampling.protocol import Column, SamplingBatch, Stage
+from quire.worker.sampling.truncate import MinP, Temperature, TopKTopP
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """token_ids: [samples] int64."""
+
+    token_ids: torch.Tensor
+    logprobs: LogprobTensors | None
+
+
+def default_stages(num_rows: int, vocab_size: int, device: torch.device) -> tuple[Stage, ...]:
+    """All stages in the order in which they apply."""
+    return (
+        MinTokens(num_rows, device),
+        Penalties(num_rows, vocab_size, device),
+        Temperature(num_rows, device),
+        MinP(num_rows, device),
+        TopKTopP(num_rows, vocab_size, device),
+    )
+
+
+class Sampler:
+    """Logits in, tokens out.
+
+    Args:
+        num_rows: most requests that run at once.
+        vocab_size: columns of the logits.
+        stages: what may change logits before the draw.
+    """
+
+    def __init__(
+        self, num_rows: int, vocab_size: int, device: torch.device, stages: tuple[Stage, ...] | None = None
+    ) -> None:
+        self._stages = default_stages(num_rows, vocab_size, device) if stages is None else stages
+        self._vocab_size = vocab_size
+        self._active = np.zeros((num_rows, len(self._stages)), dtype=bool)
+        self._random = np.zeros(num_rows, dtype=bool)
+        self._num_logprobs = np.full(num_rows, -1)
+        self._seeds = Column(num_rows, 0, torch.int64, device)
+
+    def start_row(self, new: NewRow) -> None:
+        """A request takes a row."""
+        for index, stage in enumerate(self._stages):
+            if stage.wants(new):
+                stage.start(new)
+                self._active[new.row, index] = True
+            elif self._active[new.row, index]:
+                stage.clear(new.row)
+                self._active[new.row, index] = False
+        params = new.params
+        self._random[new.row] = not params.greedy
+        self._seeds.set(new.row, params.seed or 0)
+        most = params.logprobs
+        self._num_logprobs[new.row] = -1 if most is None else self._vocab_size if most == -1 else most
+
+    def __call__(self, raw_logits: torch.Tensor, batch: SamplingBatch) -> Sampled:
+        """Sample one token per row. raw_logits: [samples, vocab], left as they are."""
+        rows = list(batch.row_list)
+        logits = raw_logits.float()
+        if logits.data_ptr() == raw_logits.data_ptr():
+            logits = logits.clone()
+        logits = apply_masks(logits, batch)
+        stages = [self._stages[index] for index in np.flatnonzero(self._active[rows].any(axis=0))]
+        for stage in stages:
+            logits = stage.apply(logits, batch)
+        token_ids = self._choose(logits, batch, self._random[rows])
+        for stage in stages:
+            stage.observe(batch, token_ids)
+        wanted = tuple((i, int(most)) for i, most in enumerate(self._num_logprobs[rows]) if most >= 0)
+        return Sampled(token_ids, gather_logprobs(raw_logits, token_ids, wanted) if wanted else None)
+
+    def _choose(self, logits: torch.Tensor, batch: SamplingBatch, random: np.ndarray) -> torch.Tensor:
+        """Greedy rows take the largest, random rows draw; neither costs anything if nobody wants it."""
+        if not random.any():
+            return logits.argmax(dim=1)
+        drawn = draw(logits, uniform(self._seeds.of(batch.rows), batch.positions))
+        if random.all():
+            return drawn
+        greedy = torch.from_numpy(~random).to(logits.device, non_blocking=True)
+        return torch.where(greedy, logits.argmax(dim=1), drawn)

@@ -1,0 +1,156 @@
+"""Worker: one device, one model. Builds everything that lives there, then follows plans through its runner."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from quire.checkpoint import ModelFacts
+from quire.config import EngineConfig
+from quire.messages import NewRow, StepPlan, pack_ids
+from quire.params import SamplingParams
+from quire.worker.attention.protocol import AttentionBackend
+from quire.worker.attention.select import select_backend
+from quire.worker.loading.loader import load_model
+from quire.worker.memory import GpuBudget, KVLayout, allocate_kv, cpu_available_bytes, plan_kv
+from quire.worker.models.build import Build
+from quire.worker.quantization.none import Unquantized
+from quire.worker.rows import Rows
+from quire.worker.runner import PendingSample, Runner
+from quire.worker.sampling.sampler import Sampler
+from quire.worker.sizes import StepSizes, pick_device, pick_dtype, pick_max_model_len, pick_sizes
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerFacts:
+    """What the worker settled on; `seconds` by stage of the start."""
+
+    device: str
+    dtype: str
+    weights_bytes: int
+    layout: KVLayout
+    sizes: StepSizes
+    max_model_len: int
+    seconds: dict[str, float]
+
+
+class Worker:
+    """One device.
+
+    Args:
+        config: the engine's settings.
+        folder: the checkpoint.
+        model_facts: what its config says.
+        progress: called with (stage, done bytes, total bytes) while weights load.
+    """
+
+    def __init__(self, config: EngineConfig, folder: Path, model_facts: ModelFacts, progress: Progress) -> None:
+        started = time.monotonic()
+        self.device = pick_device(config.model.device)
+        budget = GpuBudget(0, config.cache.gpu_memory_utilization) if self.device.type == "cuda" else None
+        dtype = pick_dtype(config.model.dtype, model_facts.dtype, self.device)
+        sizes = pick_sizes(config.scheduler, self.device)
+        max_model_len = pick_max_model_len(config.model.max_model_len, model_facts.max_model_len)
+        backend = select_backend(self.device)
+        build = Build(dtype=dtype, device=self.device, backend=backend, scheme=Unquantized())
+        model = load_model(
+            folder,
+            model_facts,
+            build,
+            load_format=config.model.load_format,
+            seed=config.model.seed,
+            progress=lambda done, total: progress("weights", done, total),
+        )
+        loaded = time.monotonic()
+
+        house = _House(model, backend, self.device, sizes, model_facts.vocab_size, config.cache.block_size)
+        longest = model_facts.max_model_len if max_model_len == -1 else max_model_len
+        left = cpu_available_bytes() if budget is None else house.left_after_peak(budget, longest)
+        layout, fitting = plan_kv(
+            config.cache,
+            model.kv_specs(),
+            left,
+            needed_tokens=sizes.max_num_seqs * longest,
+            max_model_len=max_model_len,
+        )
+        max_model_len = min(longest, fitting)
+        if not config.scheduler.enable_chunked_prefill:  # a prompt must fit one step then
+            sizes = replace(sizes, max_num_batched_tokens=max(sizes.max_num_batched_tokens, max_model_len))
+        self._runner = house.runner(layout, max_model_len)
+        if budget is not None:
+            budget.enforce()
+        house.run_once(self._runner, num_rows=1, num_tokens=min(32, longest - 1), max_model_len=max_model_len)
+        self.facts = WorkerFacts(
+            device=_device_name(self.device),
+            dtype=str(dtype).removeprefix("torch."),
+            weights_bytes=sum(p.numel() * p.element_size() for p in model.parameters()),
+            layout=layout,
+            sizes=sizes,
+            max_model_len=max_model_len,
+            seconds={"load": loaded - started, "memory": time.monotonic() - loaded},
+        )
+
+    def forward(self, plan: StepPlan) -> None:
+        """Run the model on one step."""
+        self._runner.forward(plan)
+
+    def sample(self, plan: StepPlan, masks: dict[int, bytes]) -> PendingSample:
+        """Sample the step's rows."""
+        return self._runner.sample(plan, masks)
+
+
+@dataclass(frozen=True, slots=True)
+class _House:
+    """What a runner is built from, for the measuring one and the real one."""
+
+    model: nn.Module
+    backend: AttentionBackend
+    device: torch.device
+    sizes: StepSizes
+    vocab_size: int
+    block_size: int
+
+    def runner(self, layout: KVLayout, max_model_len: int) -> Runner:
+        """A runner with its own KV cache and tables."""
+        kv = allocate_kv(self.backend, self.model.kv_specs(), layout, self.device)
+        rows = Rows(self.sizes.max_num_seqs, max_model_len, layout.block_size, self.device)
+        sampler = Sampler(self.sizes.max_num_seqs, self.vocab_size, self.device)
+        return Runner(self.model, self.backend, rows, kv, sampler)
+
+    def left_after_peak(self, budget: GpuBudget, max_model_len: int) -> int:
+        """Run the largest step there can be, with every sampler stage, and see what is left of the budget."""
+        runner = self.runner(KVLayout(2, self.block_size, 0), max_model_len)
+        self.run_once(
+            runner,
+            num_rows=min(self.sizes.max_num_seqs, self.sizes.max_num_batched_tokens),
+            num_tokens=self.sizes.max_num_batched_tokens,
+            max_model_len=max_model_len,
+        )
+        torch.cuda.synchronize(self.device)
+        return budget.left_bytes()
+
+    def run_once(self, runner: Runner, *, num_rows: int, num_tokens: int, max_model_len: int) -> None:
+        """One step of rows that read and write block 0 only; shapes are those of rows at full length."""
+        counts = [1] * num_rows
+        for row in range(num_rows):
+            counts[row] += min(max_model_len - 2, num_tokens - sum(counts))
+        params = SamplingParams(temperature=0.7, top_p=0.9, min_p=0.01, presence_penalty=0.1, seed=0, logprobs=1)
+        new_rows = [NewRow(row, pack_ids([0] * n), n, 0, params, [0]) for row, n in enumerate(counts)]
+        starts = [max_model_len - 1 - n for n in counts]
+        rows = list(range(num_rows))
+        plan = StepPlan(0, new_rows, [], rows, starts, counts, rows)
+        runner.forward(plan)
+        runner.sample(plan, {}).wait()
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} threads"

@@ -1,0 +1,67 @@
+"""SamplingParams: defaults, ranges, and errors that name field and value."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from quire import RequestError, SamplingParams
+
+
+def test_defaults() -> None:
+    p = SamplingParams()
+    assert (p.n, p.temperature, p.top_p, p.top_k, p.min_p, p.max_tokens, p.stop) == (1, 1.0, 1.0, 0, 0.0, 16, [])
+    assert (p.presence_penalty, p.frequency_penalty, p.repetition_penalty, p.seed) == (0.0, 0.0, 1.0, None)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("n", 0), ("n", 16385), ("n", 1.5), ("n", True), ("n", "2"),
+        ("temperature", -0.1), ("temperature", math.nan), ("temperature", math.inf), ("temperature", "1"),
+        ("top_p", 0), ("top_p", 1.1), ("top_k", -2), ("top_k", 2.5), ("min_p", -0.1), ("min_p", 1.1),
+        ("presence_penalty", 2.1), ("frequency_penalty", -2.1), ("repetition_penalty", 0),
+        ("seed", 2**63), ("stop", [""]), ("stop", ["a"] * 17), ("stop", [1]),
+        ("stop_token_ids", [-1]), ("stop_token_ids", ["a"]), ("stop_token_ids", [True]),
+        ("max_tokens", 0), ("max_tokens", -1), ("max_tokens", 10**12), ("max_tokens", True),
+        ("min_tokens", -1), ("min_tokens", 17), ("logprobs", -2), ("ignore_eos", 1), ("detokenize", None),
+        ("temperature", None), ("top_p", [0.5]),
+    ],
+)  # fmt: skip
+def test_out_of_range_names_field_and_value(field: str, value: object) -> None:
+    with pytest.raises(RequestError) as error:
+        SamplingParams(**{field: value})
+    assert error.value.param == field and field in error.value.message
+
+
+def test_accepted_spellings() -> None:
+    assert SamplingParams(stop="x").stop == ["x"] and SamplingParams(stop=None).stop == []
+    assert SamplingParams(top_k=-1).top_k == -1
+    assert SamplingParams(seed=-1).seed is None and SamplingParams(max_tokens=None).max_tokens is None
+    assert type(SamplingParams(max_tokens=np.int64(5)).max_tokens) is int
+    assert type(SamplingParams(temperature=np.float32(0.5)).temperature) is float
+    assert type(SamplingParams(temperature=1).temperature) is float
+
+
+def test_greedy_wants_one_completion() -> None:
+    with pytest.raises(RequestError, match="n must be 1"):
+        SamplingParams(temperature=0, n=2)
+
+
+def test_tiny_temperature_is_raised_and_said() -> None:
+    with pytest.warns(UserWarning, match="raised to"):
+        assert SamplingParams(temperature=1e-4).temperature == 0.01
+
+
+def test_stop_needs_text() -> None:
+    with pytest.raises(RequestError, match="detokenize"):
+        SamplingParams(stop=["a"], detokenize=False)
+
+
+def test_clone_is_independent() -> None:
+    p = SamplingParams(stop=["a"], seed=3)
+    q = p.clone()
+    q.seed, q.stop = 4, []
+    assert (p.seed, p.stop) == (3, ["a"]) and q == SamplingParams(seed=4)
