@@ -133,6 +133,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
         Literal["auto", "none"],
         Meta(description="auto takes default sampling values from the checkpoint's generation_config.json."),
     ] = "auto"
+    shutdown_timeout: Annotated[
+        float, Meta(ge=0, description="Seconds that running requests get to finish after a stop signal.")
+    ] = 30
 
 
 ENGINE_GROUPS: dict[str, type[msgspec.Struct]] = {

@@ -37,7 +37,7 @@ def main() -> None:
         format="%(levelname)s %(name)s: %(message)s", level=os.environ.get("QUIRE_LOG_LEVEL", "WARNING")
     )
     wire = Wire(Path(sys.argv[1]))
-    config = msgspec.json.decode(sys.stdin.buffer.readline(), type=EngineConfig)
+    config = msgspec.json.decode(_read_line(), type=EngineConfig)
     threading.Thread(target=_die_with_parent, name="quire-lifeline", daemon=True).start()
     try:
         worker, ready = _build_worker(config, wire)
@@ -106,9 +106,17 @@ def _report(error: Exception, wire: Wire) -> None:
         wire.send(StartFailed(detail, "internal"))
 
 
+def _read_line() -> bytes:
+    """One line of standard input, unbuffered: a buffer's lock would be held by the lifeline thread at exit."""
+    line = b""
+    while not line.endswith(b"\n"):
+        line += os.read(0, 65536)
+    return line
+
+
 def _die_with_parent() -> None:
     """Standard input ends when the parent does, however it dies."""
-    while sys.stdin.buffer.read(1):
+    while os.read(0, 1):
         pass
     os._exit(3)
 

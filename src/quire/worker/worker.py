@@ -16,9 +16,9 @@ from quire.messages import NewRow, StepPlan, pack_ids
 from quire.params import SamplingParams
 from quire.worker.attention.protocol import AttentionBackend
 from quire.worker.attention.select import select_backend
-from quire.worker.loading.loader import load_model
+from quire.worker.layers.build import Build
 from quire.worker.memory import GpuBudget, KVLayout, allocate_kv, cpu_available_bytes, plan_kv
-from quire.worker.models.build import Build
+from quire.worker.models.load import load_model
 from quire.worker.quantization.none import Unquantized
 from quire.worker.rows import Rows
 from quire.worker.runner import PendingSample, Runner

@@ -38,7 +38,7 @@ class KVManager:
         return -(-num_tokens // self.block_size)
 
     def match(self, request: Request) -> list[int]:
-        """Blocks of the longest cached prefix. At least one token is left to run: it must yield logits."""
+        """Blocks of the longest cached prefix. At least one token is left to run, for its logits."""
         if not self._prefix_caching:
             return []
         self._begin_chain(request)

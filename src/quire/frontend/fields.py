@@ -1,0 +1,87 @@
+"""Request fields that exist elsewhere and not here: which of them would have changed the answer.
+
+One row per field, with the test that a value passes when leaving it out changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+Verdict = Literal["absent", "not offered", "harmless"]
+ABSENT: Verdict = "absent"
+NOT_OFFERED: Verdict = "not offered"
+HARMLESS: Verdict = "harmless"
+
+
+def _empty(value: Any) -> bool:
+    return value in ({}, [], "", False)
+
+
+def _never(value: Any) -> bool:
+    return False
+
+
+def _is(*values: Any) -> Callable[[Any], bool]:
+    return lambda value: any(type(value) is type(v) and value == v for v in values)
+
+
+_SAME_WITHOUT: dict[str, Callable[[Any], bool]] = {
+    "allowed_token_ids": _never,
+    "audio": _never,
+    "bad_words": _empty,
+    "chat_template": _never,
+    "echo": _is(False),
+    "function_call": _is("none", "auto"),
+    "functions": _empty,
+    "guided_choice": _empty,
+    "guided_grammar": _empty,
+    "guided_json": _empty,
+    "guided_regex": _empty,
+    "kv_transfer_params": _never,
+    "length_penalty": _is(1, 1.0),
+    "logit_bias": _empty,
+    "logits_processors": _empty,
+    "modalities": _is(["text"]),
+    "prompt_embeds": _never,
+    "prompt_logprobs": _never,
+    "repetition_detection": _never,
+    "response_format": _is({"type": "text"}),
+    "return_prompt_text": _is(False),
+    "return_token_ids": _is(False),
+    "return_tokens_as_token_ids": _is(False),
+    "spaces_between_special_tokens": _is(True),
+    "structured_outputs": _empty,
+    "suffix": _empty,
+    "thinking_token_budget": _is(-1),
+    "truncate_prompt_tokens": _never,
+    "use_beam_search": _is(False),
+    "vllm_xargs": _empty,
+    "web_search_options": _never,
+}
+
+_ABOUT_TOOLS = frozenset({"tool_choice", "parallel_tool_calls"})
+
+
+def known_but_absent(name: str, value: Any, others: Mapping[str, Any]) -> Verdict:
+    """What it means that we do not have this field.
+
+    Args:
+        name: a field that the request type lacks.
+        value: not null.
+        others: the request's other fields.
+
+    Returns:
+        NOT_OFFERED if the answer would have been different, ABSENT if the caller should be told that it has no
+        effect, HARMLESS if the value asks for what happens anyway.
+    """
+    if name == "best_of":
+        return HARMLESS if type(value) is int and value == others.get("n", 1) else NOT_OFFERED
+    if name == "tools":
+        return HARMLESS if value == [] else ABSENT if others.get("tool_choice") == "none" else NOT_OFFERED
+    if name in _ABOUT_TOOLS:
+        forced = name == "tool_choice" and value not in ("none", "auto")
+        return NOT_OFFERED if forced else HARMLESS
+    if name in _SAME_WITHOUT:
+        return HARMLESS if _SAME_WITHOUT[name](value) else NOT_OFFERED
+    return ABSENT

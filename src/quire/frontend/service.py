@@ -1,0 +1,332 @@
+"""TextService: requests of text in, streams of text out. The server and `LLM` both stand on it.
+
+    prompt or messages ── prepare: tokens, limits, defaults ──► PreparedRequest ── start ──► a RequestStream per choice
+
+Every user error is found in `prepare`, before anything is sent to the engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from copy import copy
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from quire.checkpoint import ModelFacts
+from quire.errors import RequestError, UnavailableError
+from quire.frontend.streams import RequestStream
+from quire.frontend.templates import ChatTemplate
+from quire.frontend.tokenizer import Tokenizer
+from quire.messages import EngineStats, Ready
+from quire.observability.metrics import Metrics
+from quire.params import MAX_LOGPROBS, SamplingParams
+
+CONTEXT_CODE = "context_length_exceeded"
+_SEED_STEP = 0x9E3779B97F4A7C15
+_FROM_GENERATION_CONFIG = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+
+
+class EngineClient(Protocol):
+    """What the service asks of `client.Client`."""
+
+    ready: Ready | None
+    stats: EngineStats
+    dead: bool
+
+    def submit(
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        stream: RequestStream,
+        *,
+        stop_token_ids: list[int],
+        priority: int = 0,
+        cache_salt: str = "",
+    ) -> None: ...
+
+
+@dataclass(slots=True)
+class PreparedRequest:
+    """A request that has passed every check.
+
+    Attributes:
+        prompt_ids: at least one token, all in the vocabulary.
+        params: `max_tokens` is a number that fits the context.
+        stop_token_ids: every id that ends the output, the model's own included.
+        prompt: the text, None if the prompt came as ids.
+        name: the id that log lines show.
+        arrival: monotonic seconds.
+    """
+
+    prompt_ids: list[int]
+    params: SamplingParams
+    stop_token_ids: list[int]
+    prompt: str | None = None
+    priority: int = 0
+    cache_salt: str = ""
+    name: str = ""
+    arrival: float = field(default_factory=time.monotonic)
+
+
+class TextService:
+    """Owns what turns text into requests for one model.
+
+    Args:
+        tokenizer: the model's.
+        template: its chat template; may be empty.
+        facts: of config.json and generation_config.json.
+        client: the engine; must be ready before `prepare` is called.
+        seed: where the seeds of requests that bring none come from.
+        use_generation_config: take default sampling values from generation_config.json.
+        metrics: counts every request; None counts nothing.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        template: ChatTemplate,
+        facts: ModelFacts,
+        client: EngineClient,
+        *,
+        seed: int = 0,
+        use_generation_config: bool = True,
+        metrics: Metrics | None = None,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.template = template
+        self.client = client
+        self.default_sampling = _default_sampling(facts.sampling if use_generation_config else {})
+        self.default_max_tokens = _whole(facts.sampling.get("max_new_tokens")) if use_generation_config else None
+        self.end_token_ids = tuple(facts.eos_token_ids) or _tokenizers_own_end(tokenizer)
+        self._metrics = metrics
+        self._random = random.Random(seed)
+        self._pool = ThreadPoolExecutor(max_workers=4, thread_name_prefix="quire-template")
+
+    # ---- facts ---------------------------------------------------------------------------------------------------
+
+    @property
+    def max_model_len(self) -> int:
+        """Most tokens of prompt and output together."""
+        return self._ready.max_model_len
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids."""
+        return self._ready.vocab_size
+
+    @property
+    def _ready(self) -> Ready:
+        if self.client.ready is None:
+            raise UnavailableError("The model is still loading.")
+        return self.client.ready
+
+    def default_params(self) -> SamplingParams:
+        """What a request gets that says nothing: generation_config.json decides."""
+        values: dict[str, Any] = dict(self.default_sampling)
+        if self.default_max_tokens is not None:
+            values["max_tokens"] = self.default_max_tokens
+        return SamplingParams(**values)
+
+    # ---- text → tokens -------------------------------------------------------------------------------------------
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a prompt's text; refused unread when it cannot possibly fit."""
+        self._check_text_len(text)
+        return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+
+    async def encode_async(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """The same, without holding up the event loop."""
+        self._check_text_len(text)
+        return await self.tokenizer.encode_async(text, add_special_tokens=add_special_tokens)
+
+    def render_chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
+        """The prompt text of a conversation; `options` as in `ChatTemplate.render`.
+
+        Its special tokens are in the text already: encode it with add_special_tokens=False.
+        """
+        return self.template.render(messages, **options)
+
+    async def render_chat_async(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
+        """The same in a thread, since a template may take its time."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._pool, lambda: self.render_chat(messages, **options))
+
+    def _check_text_len(self, text: str) -> None:
+        """A token is at least one byte, mostly more; the longest in any known vocabulary has under 512 characters."""
+        if len(text) > 512 * self.max_model_len:
+            raise RequestError(
+                f"The prompt has {len(text)} characters; the context holds {self.max_model_len} tokens.",
+                code=CONTEXT_CODE,
+            )
+
+    # ---- prepare -------------------------------------------------------------------------------------------------
+
+    def prepare(
+        self,
+        prompt: str | Sequence[int],
+        params: SamplingParams,
+        *,
+        add_special_tokens: bool = True,
+        text: str | None = None,
+        param: str = "prompt",
+        default_max_tokens: int | None = None,
+        priority: int = 0,
+        cache_salt: str = "",
+        name: str = "",
+        arrival: float | None = None,
+    ) -> PreparedRequest:
+        """Check a request against the model and fill what it leaves open.
+
+        Args:
+            prompt: text, or token ids.
+            params: not changed; `max_tokens=None` means as many as fit.
+            add_special_tokens: whether a text gets the tokens around it that the checkpoint asks for.
+            text: the text that the ids in `prompt` came from, if any.
+            param: the field to name in errors about the prompt.
+            default_max_tokens: where `params.max_tokens` is None, at most this many.
+            priority: smaller runs earlier under the priority policy.
+            cache_salt: shares prefix blocks only with the same salt.
+            name: an id for the log.
+            arrival: monotonic seconds; default now.
+
+        Raises:
+            RequestError: with the field, what was seen and the limit.
+            UnavailableError: the model is still loading.
+        """
+        arrival = time.monotonic() if arrival is None else arrival
+        if isinstance(prompt, str):
+            text, prompt = prompt, self.encode(prompt, add_special_tokens=add_special_tokens)
+        prompt_ids = self._checked_ids(prompt, param)
+        params = copy(params)
+        params.max_tokens = self._max_tokens(len(prompt_ids), params, param, default_max_tokens)
+        self._check_params(params)
+        ends = () if params.ignore_eos else self.end_token_ids
+        return PreparedRequest(
+            prompt_ids,
+            params,
+            list(dict.fromkeys((*params.stop_token_ids, *ends))),
+            text,
+            priority,
+            cache_salt,
+            name,
+            arrival,
+        )
+
+    def _checked_ids(self, ids: Sequence[int], param: str) -> list[int]:
+        checked = list(ids)
+        if not checked:
+            raise RequestError("The prompt has no tokens; at least 1 is needed.", param=param)
+        try:
+            checked = [token_id.__index__() for token_id in checked] if set(map(type, checked)) != {int} else checked
+            low, high = min(checked), max(checked)
+        except (AttributeError, TypeError):
+            raise RequestError("A prompt of token ids must be a list of integers.", param=param) from None
+        if low < 0 or high >= self.vocab_size:
+            bad = low if low < 0 else high
+            raise RequestError(f"Token id {bad} is outside the vocabulary, 0..{self.vocab_size - 1}.", param=param)
+        return checked
+
+    def _max_tokens(self, num_prompt: int, params: SamplingParams, param: str, default: int | None) -> int:
+        """How many tokens may be generated: as asked, or what fits."""
+        limit = self.max_model_len
+        room = limit - num_prompt
+        if room < 1:
+            raise RequestError(
+                f"The prompt has {num_prompt} tokens; the context holds {limit} (--max-model-len), "
+                f"and at least 1 is needed for the answer. Shorten it to {limit - 1} tokens or less.",
+                param=param,
+                code=CONTEXT_CODE,
+            )
+        if params.max_tokens is None:
+            return max(min(room, default or room), min(room, params.min_tokens))
+        if params.max_tokens > room:
+            raise RequestError(
+                f"The prompt has {num_prompt} tokens and max_tokens asks for {params.max_tokens} more; the context "
+                f"holds {limit} (--max-model-len). Shorten the prompt or ask for at most {room}.",
+                param="max_tokens",
+                code=CONTEXT_CODE,
+            )
+        return params.max_tokens
+
+    def _check_params(self, params: SamplingParams) -> None:
+        if params.logprobs is not None and params.logprobs > MAX_LOGPROBS:
+            raise RequestError(
+                f"logprobs must be -1 (all) or in 0..{MAX_LOGPROBS}, got {params.logprobs}.", param="logprobs"
+            )
+        if params.max_tokens is not None and params.min_tokens > params.max_tokens:
+            raise RequestError(
+                f"min_tokens is {params.min_tokens}, but there is room for {params.max_tokens} tokens only.",
+                param="min_tokens",
+            )
+        for token_id in params.stop_token_ids:
+            if token_id >= self.vocab_size:
+                raise RequestError(
+                    f"stop_token_ids: {token_id} is outside the vocabulary, 0..{self.vocab_size - 1}.",
+                    param="stop_token_ids",
+                )
+
+    # ---- start ---------------------------------------------------------------------------------------------------
+
+    def start(self, prepared: PreparedRequest) -> list[RequestStream]:
+        """Send a request to the engine; one stream per choice. Whoever called closes them.
+
+        Raises:
+            UnavailableError: the engine is not up, or has ended.
+        """
+        params = prepared.params
+        streams: list[RequestStream] = []
+        try:
+            for detokenizer, seed in zip(
+                self.tokenizer.detokenizers(params, params.n), self._seeds(params), strict=True
+            ):
+                one = copy(params)
+                one.n, one.seed = 1, seed
+                stream = RequestStream(detokenizer, self.end_token_ids, self._observer(prepared))
+                self.client.submit(
+                    prepared.prompt_ids,
+                    one,
+                    stream,
+                    stop_token_ids=prepared.stop_token_ids,
+                    priority=prepared.priority,
+                    cache_salt=prepared.cache_salt,
+                )
+                streams.append(stream)
+        except BaseException:
+            for stream in streams:
+                stream.close()
+            raise
+        return streams
+
+    def _seeds(self, params: SamplingParams) -> Iterator[int]:
+        """One seed per choice, as int64; the first is the request's own, the others are spread from it."""
+        for i in range(params.n):
+            if params.seed is None:
+                yield self._random.getrandbits(63)
+            else:
+                spread = (params.seed + i * _SEED_STEP) & (2**64 - 1)
+                yield spread - 2**64 if spread >= 2**63 else spread
+
+    def _observer(self, prepared: PreparedRequest) -> Any:
+        if self._metrics is None:
+            return None
+        return self._metrics.start_request(len(prepared.prompt_ids), name=prepared.name, arrival=prepared.arrival)
+
+
+def _default_sampling(found: Mapping[str, float | int]) -> dict[str, float | int]:
+    """The sampling values among what generation_config.json says."""
+    return {name: found[name] for name in _FROM_GENERATION_CONFIG if name in found}
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else int(value)
+
+
+def _tokenizers_own_end(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The tokenizer's eos_token, for checkpoints whose config names no end token."""
+    token = tokenizer.special_tokens.get("eos_token")
+    token_id = tokenizer.token_to_id(token) if token else None
+    return () if token_id is None else (token_id,)

@@ -1,0 +1,373 @@
+"""The one validator: from the bytes of a request body to a typed request, or a RequestError that names the field.
+
+    body ── strict JSON (no NaN, depth, names) ── fields we know but lack ── types ── counts ──► request + warnings
+
+Nothing is ignored in silence: a field that would change the answer and is not offered is an error; one that cannot
+change it, or that nobody knows, is named in the response's warnings.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
+
+import msgspec
+
+from quire.errors import RequestError
+from quire.frontend.fields import ABSENT, NOT_OFFERED, known_but_absent
+from quire.frontend.templates import RESERVED
+from quire.params import MAX_LOGPROBS, SamplingParams
+
+MAX_DEPTH = 64
+MAX_CHOICES = 16
+MAX_PROMPTS = 64
+MAX_STOP_BYTES = 256
+MAX_TEMPLATE_KWARGS = 32
+MAX_WARNINGS = 20
+_SALT = re.compile(r"[A-Za-z0-9_.-]{1,128}")
+_R = TypeVar("_R", bound="GenerateRequest")
+
+
+class StreamOptions(msgspec.Struct, kw_only=True):
+    """What a stream carries besides text."""
+
+    include_usage: bool = False
+    continuous_usage_stats: bool = False
+
+
+class GenerateRequest(msgspec.Struct, kw_only=True):
+    """Fields that chat and text completion share. An explicit null is the same as leaving the field out."""
+
+    model: str | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    n: int = 1
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    stop: str | list[str] = []
+    stop_token_ids: list[int] = []
+    ignore_eos: bool = False
+    include_stop_str_in_output: bool = False
+    min_tokens: int = 0
+    max_tokens: int | None = None
+    skip_special_tokens: bool = True
+    add_special_tokens: bool | None = None
+    priority: int = 0
+    cache_salt: str = ""
+
+    def wanted_logprobs(self) -> int | None:
+        """How many alternatives to report per token; None for no log-probabilities at all."""
+        raise NotImplementedError
+
+    def wanted_tokens(self) -> int | None:
+        """Most tokens to generate, None if the request does not say."""
+        return self.max_tokens
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether the stream ends with a usage chunk."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def continuous_usage(self) -> bool:
+        """Whether every chunk carries usage."""
+        return self.stream_options is not None and self.stream_options.continuous_usage_stats
+
+    def sampling_params(self, defaults: Mapping[str, float | int]) -> SamplingParams:
+        """How to sample; what the request leaves open comes from `defaults`.
+
+        Raises:
+            RequestError: a value is out of range.
+        """
+        chosen = {name: getattr(self, name) for name in _OPTIONAL_SAMPLING}
+        return SamplingParams(
+            **{**defaults, **{name: value for name, value in chosen.items() if value is not None}},
+            **{name: getattr(self, name) for name in _PLAIN_SAMPLING},
+            max_tokens=self.wanted_tokens(),
+            logprobs=self.wanted_logprobs(),
+        )
+
+    def check(self) -> None:
+        """What types cannot say.
+
+        Raises:
+            RequestError: a count is over its limit, or two fields contradict each other.
+        """
+        _limit("n", self.n, 1, MAX_CHOICES)
+        for stop in [self.stop] if isinstance(self.stop, str) else self.stop:
+            if len(stop.encode()) > MAX_STOP_BYTES:
+                raise RequestError(
+                    f"A stop string may have {MAX_STOP_BYTES} bytes, got {len(stop.encode())}.", param="stop"
+                )
+        if self.stream_options is not None and not self.stream:
+            raise RequestError("stream_options needs stream=true.", param="stream_options")
+        if self.cache_salt and not _SALT.fullmatch(self.cache_salt):
+            raise RequestError("cache_salt takes 1..128 letters, digits, '_', '.' and '-'.", param="cache_salt")
+        _limit("priority", self.priority, -(2**31), 2**31 - 1)
+
+
+_OPTIONAL_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+_PLAIN_SAMPLING = (
+    "n",
+    "presence_penalty",
+    "frequency_penalty",
+    "seed",
+    "stop",
+    "stop_token_ids",
+    "ignore_eos",
+    "include_stop_str_in_output",
+    "min_tokens",
+    "skip_special_tokens",
+)
+
+
+class ChatRequest(GenerateRequest, kw_only=True):
+    """POST /v1/chat/completions."""
+
+    messages: list[dict[str, Any]]
+    max_completion_tokens: int | None = None
+    logprobs: bool = False
+    top_logprobs: int = 0
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    documents: list[dict[str, str]] = []
+    chat_template_kwargs: dict[str, Any] = {}
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+
+    def wanted_logprobs(self) -> int | None:
+        return self.top_logprobs if self.logprobs else None
+
+    def wanted_tokens(self) -> int | None:
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    def check(self) -> None:
+        super().check()
+        if self.top_logprobs and not self.logprobs:
+            raise RequestError("top_logprobs needs logprobs=true.", param="top_logprobs")
+        _limit("top_logprobs", self.top_logprobs, 0, MAX_LOGPROBS)
+        if self.continue_final_message and self.add_generation_prompt:
+            raise RequestError(
+                "continue_final_message needs add_generation_prompt=false: the last message is the one to go on with.",
+                param="continue_final_message",
+            )
+        if not self.messages:
+            raise RequestError("messages is empty; at least one message is needed.", param="messages")
+        _check_template_kwargs(self.chat_template_kwargs)
+        self.messages = [_plain_message(message, i) for i, message in enumerate(self.messages)]
+
+    def template_kwargs(self) -> dict[str, Any]:
+        """Further variables for the template."""
+        effort = {} if self.reasoning_effort is None else {"reasoning_effort": self.reasoning_effort}
+        return {**effort, **self.chat_template_kwargs}
+
+
+class CompletionRequest(GenerateRequest, kw_only=True):
+    """POST /v1/completions."""
+
+    prompt: Any
+    logprobs: int | None = None
+
+    def wanted_logprobs(self) -> int | None:
+        return self.logprobs
+
+    def check(self) -> None:
+        super().check()
+        if self.logprobs is not None:
+            _limit("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        count = len(self.prompts())
+        _limit("prompt", count, 1, MAX_PROMPTS, "prompts")
+        if count * self.n > MAX_PROMPTS:
+            raise RequestError(
+                f"n times the number of prompts must be at most {MAX_PROMPTS}, got {self.n} x {count}.", param="n"
+            )
+
+    def prompts(self) -> list[str | list[int]]:
+        """The prompt or prompts, each a text or a list of token ids."""
+        prompt = self.prompt
+        if isinstance(prompt, str):
+            return [prompt]
+        if not isinstance(prompt, list) or not prompt:
+            raise RequestError("prompt must be text, token ids, or a non-empty list of these.", param="prompt")
+        kinds = set(map(type, prompt))
+        if kinds == {int}:
+            return [prompt]
+        if kinds == {str} or (kinds == {list} and all(ids and set(map(type, ids)) == {int} for ids in prompt)):
+            return prompt
+        raise RequestError(
+            "prompt must be text, token ids, a list of texts, or a list of non-empty lists of token ids.",
+            param="prompt",
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# decoding
+
+
+def decode(body: bytes, kind: type[_R]) -> tuple[_R, list[str]]:
+    """A checked request, and warnings about fields without effect.
+
+    Args:
+        body: JSON.
+        kind: ChatRequest or CompletionRequest.
+
+    Raises:
+        RequestError: anything that cannot be served as written.
+    """
+    values = {name: value for name, value in _json_object(body).items() if value is not None}
+    warnings = _sort_out(values, kind)
+    try:
+        request = msgspec.convert(values, kind, strict=True)
+    except msgspec.ValidationError as error:
+        raise _explain(str(error)) from None
+    request.check()
+    return request, warnings
+
+
+def _json_object(body: bytes) -> dict[str, Any]:
+    try:
+        values = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise RequestError(f"The body is not valid JSON: {error}.", code="invalid_json") from None
+    except (RecursionError, ValueError):
+        raise RequestError("The body is not JSON that can be taken: nested or numbers too long.") from None
+    if not isinstance(values, dict):
+        raise RequestError("The body must be a JSON object.", code="invalid_json")
+    _check_depth(values)
+    return values
+
+
+def _check_depth(values: Any) -> None:
+    level, depth = [values], 0
+    while level:
+        depth += 1
+        if depth > MAX_DEPTH:
+            raise RequestError(f"The JSON body is nested deeper than {MAX_DEPTH} levels.", code="invalid_json")
+        level = [
+            child
+            for parent in level
+            for child in (parent.values() if type(parent) is dict else parent)
+            if type(child) is dict or type(child) is list
+        ]
+
+
+def _sort_out(values: dict[str, Any], kind: type[GenerateRequest]) -> list[str]:
+    """Take out fields that the request type does not have; those that would matter are an error."""
+    known, whole = kind.__struct_fields__, dict(values)
+    warnings = []
+    for name in [name for name in values if name not in known]:
+        value = values.pop(name)
+        absent = known_but_absent(name, value, whole)
+        if absent == NOT_OFFERED:
+            raise RequestError(
+                f"{name} is not offered by this server yet; leave it out.", param=name, code="unsupported_parameter"
+            )
+        if absent == ABSENT:
+            warnings.append(f"{_printable(name)} has no effect here.")
+    if len(warnings) > MAX_WARNINGS:
+        warnings[MAX_WARNINGS:] = [f"{len(warnings) - MAX_WARNINGS} more fields have no effect here."]
+    return warnings
+
+
+def _printable(name: str) -> str:
+    """A field's name, as ASCII on one line."""
+    short = name if len(name) <= 64 else name[:64] + "..."
+    return short.encode("unicode_escape").decode("ascii")
+
+
+_AT = re.compile(r"(.*?)(?: - at `(?:key in )?\$\.?(.*?)`)?$", re.DOTALL)
+_MISSING = re.compile(r"Object missing required field `(\w+)`")
+
+
+def _explain(message: str) -> RequestError:
+    """A type error in our words: the path, and what was expected."""
+    missing = _MISSING.match(message)
+    if missing:
+        return RequestError(f"{missing.group(1)} is missing.", param=missing.group(1), code="missing_parameter")
+    match = _AT.match(message)
+    reason, path = (match.group(1), match.group(2)) if match else (message, None)
+    reason = reason.replace("`", "").replace(" | null", "")
+    reason = reason[:1].lower() + reason[1:]
+    param = re.split(r"[.\[]", path)[0] if path else None
+    return RequestError(f"{path or 'body'}: {reason}.", param=param or None, code="invalid_type")
+
+
+def _limit(name: str, value: int, low: int, high: int, unit: str = "") -> None:
+    if not low <= value <= high:
+        raise RequestError(f"{name} must be in {low}..{high}{unit and ' ' + unit}, got {value}.", param=name)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# messages
+
+
+def _plain_message(message: dict[str, Any], index: int) -> dict[str, Any]:
+    """A message as templates expect it: content as one text, arguments of tool calls as objects."""
+    where = f"messages[{index}]"
+    role = message.get("role")
+    if not isinstance(role, str) or not role or len(role) > 64:
+        raise RequestError(f"{where}.role must be a text such as 'user'.", param="messages")
+    plain = {**message, "content": _plain_content(message.get("content"), where)}
+    if plain["content"] is None and not message.get("tool_calls"):
+        raise RequestError(f"{where}.content must be text or a list of text parts.", param="messages")
+    if message.get("tool_calls") is not None:
+        plain["tool_calls"] = _plain_calls(message["tool_calls"], where)
+    return plain
+
+
+def _plain_content(content: Any, where: str) -> str | None:
+    if content is None or isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise RequestError(f"{where}.content must be text or a list of text parts.", param="messages")
+    texts = []
+    for i, part in enumerate(content):
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind != "text":
+            shown = _printable(kind) if isinstance(kind, str) else "?"
+            raise RequestError(
+                f"{where}.content[{i}] has type {shown!r}; this model takes parts of type 'text' only.",
+                param="messages",
+                code="unsupported_content",
+            )
+        if not isinstance(part.get("text"), str):
+            raise RequestError(f"{where}.content[{i}].text must be text.", param="messages")
+        texts.append(part["text"])
+    return "\n".join(texts)
+
+
+def _plain_calls(calls: Any, where: str) -> list[dict[str, Any]]:
+    if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
+        raise RequestError(f"{where}.tool_calls must be a list of objects.", param="messages")
+    return [_plain_call(call) for call in calls]
+
+
+def _plain_call(call: dict[str, Any]) -> dict[str, Any]:
+    """Templates want a tool call's arguments as an object; OpenAI's API carries them as JSON in a string."""
+    function = call.get("function")
+    arguments = function.get("arguments") if isinstance(function, dict) else None
+    if not isinstance(arguments, str):
+        return call
+    try:
+        parsed = msgspec.json.decode(arguments.encode() or b"{}")
+        _check_depth([parsed])
+    except (msgspec.DecodeError, RecursionError, ValueError, RequestError):
+        return call
+    return {**call, "function": {**function, "arguments": parsed}} if isinstance(function, dict) else call
+
+
+def _check_template_kwargs(kwargs: dict[str, Any]) -> None:
+    field = "chat_template_kwargs"
+    if len(kwargs) > MAX_TEMPLATE_KWARGS:
+        raise RequestError(f"{field} takes {MAX_TEMPLATE_KWARGS} entries, got {len(kwargs)}.", param=field)
+    for name, value in kwargs.items():
+        if name in RESERVED or name.startswith("_"):
+            raise RequestError(f"{field}: {_printable(name)!r} is a reserved name.", param=field)
+        if not isinstance(value, (str, int, float, bool, type(None))):
+            raise RequestError(f"{field}: {_printable(name)!r} must be text, a number, true or false.", param=field)

@@ -1,0 +1,70 @@
+"""The application: a table of routes behind one guard that checks limits and keys and formats every error."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from starlette.routing import Route, Router
+
+from quire.server.asgi import App, ClientGone, Message, Receive, Scope, Send, answer
+from quire.server.auth import Gate
+from quire.server.chat import ChatCompletions
+from quire.server.completions import Completions
+from quire.server.errors import describe
+from quire.server.limits import check_headers
+from quire.server.models import Models
+from quire.server.ops import Health, MetricsPage, Version
+from quire.server.state import ServerState, request_id
+
+ROUTES: tuple[tuple[str, str, Callable[[ServerState], App]], ...] = (
+    ("POST", "/v1/chat/completions", ChatCompletions),
+    ("POST", "/v1/completions", Completions),
+    ("GET", "/v1/models", Models),
+    ("GET", "/v1/models/{name:path}", Models),
+    ("GET", "/health", Health),
+    ("GET", "/version", Version),
+    ("GET", "/metrics", MetricsPage),
+)
+
+
+class Application:
+    """The ASGI application.
+
+    Args:
+        state: what the routes share.
+        gate: who may enter.
+    """
+
+    def __init__(self, state: ServerState, gate: Gate) -> None:
+        self._gate = gate
+        self._router = Router(
+            [Route(path, make(state), methods=[method]) for method, path, make in ROUTES], redirect_slashes=False
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            if scope["type"] == "websocket":
+                await send({"type": "websocket.close", "code": 1000})
+            return
+        started = False
+
+        async def watched_send(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        scope["app"] = self  # tells the router to raise instead of answering in plain text
+        id_ = scope["quire.request_id"] = request_id(scope)
+        try:
+            check_headers(scope)
+            self._gate.check(scope)
+            await self._router(scope, receive, watched_send)
+        except ClientGone:
+            return
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:  # noqa: BLE001 - this is the place that answers for all of them
+            status, body, headers = describe(error, id_)
+            if not started:
+                await answer(send, body, status=status, headers={"x-request-id": id_, **headers})

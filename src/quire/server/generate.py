@@ -1,0 +1,222 @@
+"""What chat and text completion have in common: from body to streams, usage, and answers in two forms.
+
+    body ─ decode ─ model ─ prompts ─ prepare ─► streams ─► one JSON object, or server-sent events
+                                                  └─ closed in every case: the engine never works for nobody
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Generic, TypeVar
+
+from quire.frontend.service import PreparedRequest, TextService
+from quire.frontend.streams import Delta, RequestStream
+from quire.frontend.validate import GenerateRequest, decode
+from quire.server.asgi import ClientGone, Receive, Scope, Send, answer, until_gone
+from quire.server.errors import describe
+from quire.server.limits import read_json_body
+from quire.server.sse import DONE, EventStream, encode, event
+from quire.server.state import ServerState, new_id
+
+log = logging.getLogger("quire.server")
+MAX_HEADER_WARNINGS = 1000
+R = TypeVar("R", bound=GenerateRequest)
+
+
+class Call(Generic[R]):
+    """One request while it is answered.
+
+    Attributes:
+        id: of the response.
+        request: checked.
+        prepared: one per prompt.
+        warnings: fields without effect.
+    """
+
+    def __init__(self, id_: str, request: R, warnings: list[str], service: TextService, state: ServerState) -> None:
+        self.id = id_
+        self.request = request
+        self.warnings = warnings
+        self.service = service
+        self.model = request.model or state.names[0]
+        self.fingerprint = state.fingerprint
+        self.created = int(time.time())
+        self.arrival = time.monotonic()
+        self.prepared: list[PreparedRequest] = []
+
+    def frame(self, object_: str, choices: Sequence[Any], **more: Any) -> dict[str, Any]:
+        """A response object around some choices."""
+        return {
+            "id": self.id,
+            "object": object_,
+            "created": self.created,
+            "model": self.model,
+            "system_fingerprint": self.fingerprint,
+            "choices": choices,
+            **more,
+        }
+
+    def usage(self, streams: Sequence[RequestStream], num_output: int) -> dict[str, Any]:
+        """Token counts so far."""
+        num_prompt = sum(len(prepared.prompt_ids) for prepared in self.prepared)
+        cached = sum(stream.num_cached_tokens for stream in streams[:: self.request.n])
+        return {
+            "prompt_tokens": num_prompt,
+            "completion_tokens": num_output,
+            "total_tokens": num_prompt + num_output,
+            "prompt_tokens_details": {"cached_tokens": cached},
+        }
+
+
+class GenerateRoute(Generic[R]):
+    """An ASGI endpoint. Subclasses say how prompts are made and how choices look.
+
+    Args:
+        state: shared by all routes.
+    """
+
+    kind: type[R]
+    id_prefix: str
+    answer_object: str
+    chunk_object: str
+
+    def __init__(self, state: ServerState) -> None:
+        self._state = state
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        service = self._state.require_service()
+        body = await read_json_body(scope, receive)
+        request, warnings = decode(body, self.kind)
+        del body
+        self._state.check_model(request.model)
+        call = Call(new_id(self.id_prefix), request, warnings, service, self._state)
+        headers = {"x-request-id": scope["quire.request_id"], **_warnings_header(warnings)}
+        try:
+            async with until_gone(receive):
+                call.prepared = await self.prepare(call)
+                with _started(call) as streams:
+                    if request.stream:
+                        await self._stream(call, streams, EventStream(send, headers))
+                    else:
+                        await self._answer(call, streams, send, headers)
+        except ClientGone:
+            log.debug("%s: the client is gone", call.id)
+
+    # ---- for subclasses ------------------------------------------------------------------------------------------
+
+    async def prepare(self, call: Call[R]) -> list[PreparedRequest]:
+        """The prompts as tokens."""
+        raise NotImplementedError
+
+    def choice(self, call: Call[R], index: int, delta: Delta) -> dict[str, Any]:
+        """A whole choice of a plain answer."""
+        raise NotImplementedError
+
+    def writer(self, call: Call[R], index: int) -> ChoiceWriter:
+        """The chunks of one choice of a stream."""
+        raise NotImplementedError
+
+    # ---- both forms ----------------------------------------------------------------------------------------------
+
+    async def _answer(
+        self, call: Call[R], streams: list[RequestStream], send: Send, headers: dict[str, str]
+    ) -> None:
+        deltas = [await stream.collect() for stream in streams]
+        choices = [self.choice(call, i, delta) for i, delta in enumerate(deltas)]
+        usage = call.usage(streams, sum(len(delta.token_ids) for delta in deltas))
+        more = {"warnings": call.warnings} if call.warnings else {}
+        await answer(send, encode(call.frame(self.answer_object, choices, usage=usage, **more)), headers=headers)
+
+    async def _stream(self, call: Call[R], streams: list[RequestStream], out: EventStream) -> None:
+        writers = [self.writer(call, i) for i in range(len(streams))]
+        num_output = 0
+        try:
+            async for index, delta in _merged(streams):
+                num_output += len(delta.token_ids)
+                usage = call.usage(streams, num_output) if call.request.continuous_usage else None
+                data = writers[index].chunks(delta, usage)
+                if data:
+                    await out.write(data)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            if not out.started:
+                raise
+            await out.end(b"data: " + describe(error, call.id).body + b"\n\n")
+            return
+        last = b""
+        if call.request.include_usage:
+            usage = call.usage(streams, num_output)
+            last = event(call.frame(self.chunk_object, [], usage=usage))
+        await out.end(last + DONE)
+
+
+class ChoiceWriter:
+    """Turns one choice's deltas into events; subclasses know the shape."""
+
+    def chunks(self, delta: Delta, usage: dict[str, Any] | None) -> bytes:
+        """The events for a delta; empty where there is nothing to tell yet."""
+        raise NotImplementedError
+
+
+@contextmanager
+def _started(call: Call[Any]) -> Any:
+    """The streams of all prompts, closed at the end whatever happens."""
+    streams: list[RequestStream] = []
+    try:
+        for prepared in call.prepared:
+            streams += call.service.start(prepared)
+        yield streams
+    finally:
+        for stream in streams:
+            stream.close()
+
+
+async def _merged(streams: Sequence[RequestStream]) -> AsyncIterator[tuple[int, Delta]]:
+    """What is new in any stream, as it comes."""
+    if len(streams) == 1:
+        async for delta in streams[0]:
+            yield 0, delta
+        return
+    queue: asyncio.Queue[tuple[int, Delta | BaseException | None]] = asyncio.Queue()
+
+    async def pump(index: int) -> None:
+        try:
+            async for delta in streams[index]:
+                queue.put_nowait((index, delta))
+            queue.put_nowait((index, None))
+        except Exception as error:  # noqa: BLE001 - raised again by the reader
+            queue.put_nowait((index, error))
+
+    tasks = [asyncio.create_task(pump(i)) for i in range(len(streams))]
+    try:
+        open_streams = len(streams)
+        while open_streams:
+            index, item = await queue.get()
+            if isinstance(item, BaseException):
+                raise item
+            if item is None:
+                open_streams -= 1
+            else:
+                yield index, item
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def _warnings_header(warnings: list[str]) -> dict[str, str]:
+    return {"x-quire-warnings": " ".join(warnings)[:MAX_HEADER_WARNINGS]} if warnings else {}
+
+
+def to_json_number(logprob: float) -> float:
+    """A log-probability that JSON can carry; impossible tokens have minus infinity."""
+    return max(logprob, -9999.0)
+
+
+def with_usage(data: Any, usage: dict[str, Any] | None, wanted: bool) -> Any:
+    """A chunk with its usage field, which is null in all but the last chunk where usage was asked for."""
+    return {**data, "usage": usage} if wanted or usage is not None else data

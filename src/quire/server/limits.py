@@ -1,0 +1,134 @@
+"""What one HTTP request may be: headers, body, time. Counted while it arrives, not after."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from quire.server.asgi import Receive, Scope, header
+from quire.server.errors import HttpError, describe
+
+MAX_HEADERS = 100
+MAX_HEADER_BYTES = 16 << 10
+MAX_BODY_BYTES = 4 << 20
+READ_SECONDS = 30.0
+"""Time for the headers to be complete, and for the body."""
+
+_TOO_LARGE = f"The headers are too large: at most {MAX_HEADERS} of {MAX_HEADER_BYTES} bytes together."
+
+
+def check_headers(scope: Scope) -> None:
+    """Refuse too many or too large headers.
+
+    Raises:
+        HttpError: 431.
+    """
+    headers = scope["headers"]
+    size = sum(len(name) + len(value) for name, value in headers) + len(scope["raw_path"]) + len(scope["query_string"])
+    if len(headers) > MAX_HEADERS or size > MAX_HEADER_BYTES:
+        raise HttpError(431, _TOO_LARGE)
+
+
+async def read_json_body(scope: Scope, receive: Receive) -> bytes:
+    """The whole body of a request that carries JSON.
+
+    Raises:
+        HttpError: 408, 413 or 415.
+    """
+    _check_media_type(scope)
+    length = header(scope, b"content-length")
+    if length is not None and length.isdecimal() and int(length[:20]) > MAX_BODY_BYTES:
+        raise _too_large()
+    try:
+        async with asyncio.timeout(READ_SECONDS):
+            return await _read(receive)
+    except TimeoutError:
+        raise HttpError(408, f"The body did not arrive within {READ_SECONDS:g} s.", {"connection": "close"}) from None
+
+
+async def _read(receive: Receive) -> bytes:
+    chunks: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise HttpError(400, "The client closed the connection before the body was complete.")
+        chunk: bytes = message.get("body", b"")
+        size += len(chunk)
+        if size > MAX_BODY_BYTES:
+            raise _too_large()
+        chunks.append(chunk)
+        if not message.get("more_body"):
+            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def _too_large() -> HttpError:
+    return HttpError(413, f"The body is larger than {MAX_BODY_BYTES} bytes.", {"connection": "close"})
+
+
+def _check_media_type(scope: Scope) -> None:
+    """JSON only: other types are what a hostile web page can send without asking (CSRF)."""
+    media_type = (header(scope, b"content-type") or "application/json").split(";")[0].strip().lower()
+    if media_type != "application/json" and not media_type.endswith("+json"):
+        raise HttpError(415, "The body must be JSON: send the header 'content-type: application/json'.")
+    if (header(scope, b"content-encoding") or "identity").lower() != "identity":
+        raise HttpError(415, "Compressed bodies are not taken.")
+
+
+class GuardedProtocol(HttpToolsProtocol):
+    """uvicorn's HTTP protocol with a bound on headers that have not ended yet, in bytes and seconds.
+
+    Without it one client can send a header of any size into memory before any application code runs.
+    """
+
+    _head_bytes = 0
+    _in_head = True
+    _num_messages = 0
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._timer = self.loop.call_later(READ_SECONDS, self._head_is_late)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        before = self._num_messages
+        super().data_received(data)
+        if self._in_head and self._num_messages == before and not self.transport.is_closing():
+            self._head_bytes += len(data)
+            if self._timer is None:
+                self._timer = self.loop.call_later(READ_SECONDS, self._head_is_late)
+            if self._head_bytes > 4 * MAX_HEADER_BYTES:
+                self._refuse(HttpError(431, _TOO_LARGE))
+
+    def on_headers_complete(self) -> None:
+        self._in_head, self._head_bytes = False, 0
+        self._stop_timer()
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._in_head = True
+        self._num_messages += 1
+        super().on_message_complete()
+
+    def _head_is_late(self) -> None:
+        if self._in_head and not self.transport.is_closing():
+            self._refuse(HttpError(408, f"The headers did not arrive within {READ_SECONDS:g} s."))
+
+    def _refuse(self, error: HttpError) -> None:
+        """Answer by hand: there is no request yet that could be."""
+        _, body, _ = describe(error, "connection")
+        reason = {431: "Request Header Fields Too Large", 408: "Request Timeout"}[error.status]
+        head = f"HTTP/1.1 {error.status} {reason}\r\ncontent-type: application/json\r\nconnection: close\r\n"
+        self.transport.write(head.encode() + f"content-length: {len(body)}\r\n\r\n".encode() + body)
+        self.transport.close()
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

@@ -1,0 +1,62 @@
+"""The listening socket, bound before anything else: a port in use is known at once, not after a model has loaded."""
+
+from __future__ import annotations
+
+import errno
+import socket
+
+from quire.errors import ConfigError, StartupError
+
+BACKLOG = 2048
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A bound TCP socket.
+
+    Raises:
+        StartupError: the port is taken; the message names a free one.
+        ConfigError: the address cannot be listened on.
+    """
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except OSError as error:
+        raise ConfigError(f"--host {host!r} is no address of this machine: {error.strerror}.") from None
+    sock = socket.socket(family, kind, proto)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+        sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        raise _explain(error, host, port) from None
+    sock.setblocking(False)
+    return sock
+
+
+def _explain(error: OSError, host: str, port: int) -> Exception:
+    if error.errno == errno.EADDRINUSE:
+        free = _free_port(host, port)
+        hint = f"; --port {free} is free" if free else ", choose another with --port"
+        return StartupError(f"Port {port} on {host} is in use{hint}.")
+    if error.errno == errno.EACCES:
+        return ConfigError(f"--port {port} needs more rights than this user has; ports from 1024 do not.")
+    return ConfigError(f"Cannot listen on --host {host} --port {port}: {error.strerror}.")
+
+
+def _free_port(host: str, port: int) -> int | None:
+    for candidate in range(port + 1, min(port + 50, 65536)):
+        try:
+            listen(host, candidate).close()
+        except (StartupError, ConfigError):
+            continue
+        return candidate
+    return None
+
+
+def url_of(sock: socket.socket) -> str:
+    """The URL of a bound socket, with an address that a browser on this machine can open."""
+    host, port = sock.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    return f"http://{host}:{port}"

@@ -1,0 +1,40 @@
+"""GET /health, /version, /metrics: for those who run the server."""
+
+from __future__ import annotations
+
+from quire.observability.metrics import CONTENT_TYPE
+from quire.server.asgi import Receive, Scope, Send, answer
+from quire.server.sse import encode
+from quire.server.state import ServerState
+from quire.version import __version__
+
+
+class Health:
+    """200 while requests are taken; 503 with Retry-After while loading or stopping, and when the engine is dead."""
+
+    def __init__(self, state: ServerState) -> None:
+        self._state = state
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._state.require_service()
+        await answer(send, b'{"status":"ok"}')
+
+
+class Version:
+    """Which Quire this is."""
+
+    def __init__(self, state: ServerState) -> None:
+        self._state = state
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await answer(send, encode({"version": __version__}))
+
+
+class MetricsPage:
+    """All metrics in Prometheus' text format."""
+
+    def __init__(self, state: ServerState) -> None:
+        self._state = state
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await answer(send, self._state.metrics.render(), media_type=CONTENT_TYPE)

@@ -1,0 +1,62 @@
+"""Server-sent events, with as little work per token as there can be: bytes that do not change are made once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from quire.server.asgi import Send, encode_headers
+
+DONE = b"data: [DONE]\n\n"
+_HEADERS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache", "x-accel-buffering": "no"}
+encode = msgspec.json.Encoder().encode
+
+
+def event(value: Any) -> bytes:
+    """One event that carries JSON."""
+    return b"data: " + encode(value) + b"\n\n"
+
+
+class EventStream:
+    """Owns one response: starts it with the first write, ends it once.
+
+    Args:
+        send: the ASGI channel.
+        headers: besides those of every stream.
+    """
+
+    def __init__(self, send: Send, headers: dict[str, str] | None = None) -> None:
+        self._send = send
+        self._headers = {**_HEADERS, **(headers or {})}
+        self.started = False
+
+    async def write(self, data: bytes) -> None:
+        """Send events; waits while the client reads too slowly."""
+        if not self.started:
+            self.started = True
+            await self._send({"type": "http.response.start", "status": 200, "headers": encode_headers(self._headers)})
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def end(self, data: bytes = DONE) -> None:
+        """Send the last events and close the response."""
+        await self.write(data)
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+class ChunkWriter:
+    """Chunks of one choice whose text is all that changes.
+
+    Args:
+        template: a chunk in which the text to replace is `PLACE`.
+    """
+
+    PLACE = "\u0001text\u0001"
+
+    def __init__(self, template: Any) -> None:
+        before, after = encode(template).split(encode(self.PLACE))
+        self._before, self._after = b"data: " + before, after + b"\n\n"
+
+    def chunk(self, text: str) -> bytes:
+        """The event for some new text."""
+        return self._before + encode(text) + self._after

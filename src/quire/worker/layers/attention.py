@@ -1,0 +1,33 @@
+"""Attention: the place of one layer in the paged cache. The work is the backend's."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from quire.worker.attention.protocol import AttentionSpec, KVSpec
+from quire.worker.batch import Batch
+from quire.worker.layers.build import Build
+
+
+class Attention(nn.Module):
+    """Args:
+    spec: heads, scale, window.
+    index: which of `batch.kv` is this layer's.
+    """
+
+    def __init__(self, spec: AttentionSpec, index: int, build: Build) -> None:
+        super().__init__()
+        self.spec = spec
+        self.index = index
+        self.kv_spec = KVSpec(spec.num_kv_heads, spec.head_dim, build.dtype)
+        self._backend = build.backend
+
+    def forward(
+        self,
+        q: torch.Tensor,  # [tokens, num_heads, head_dim]
+        k: torch.Tensor,  # [tokens, num_kv_heads, head_dim]
+        v: torch.Tensor,  # [tokens, num_kv_heads, head_dim]
+        batch: Batch,
+    ) -> torch.Tensor:  # [tokens, num_heads * head_dim]
+        return self._backend.forward(q, k, v, batch.kv[self.index], batch, self.spec)

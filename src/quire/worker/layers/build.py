@@ -1,0 +1,25 @@
+"""Build: what every layer of one model is made with. Frozen, passed to constructors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from quire.worker.attention.protocol import AttentionBackend
+from quire.worker.quantization.protocol import Scheme
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """Args:
+    dtype: number format of weights and activations.
+    device: where parameters are made.
+    backend: attention for every layer.
+    scheme: how linear layers keep their weights.
+    """
+
+    dtype: torch.dtype
+    device: torch.device
+    backend: AttentionBackend
+    scheme: Scheme

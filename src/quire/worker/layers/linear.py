@@ -1,0 +1,40 @@
+"""Linear: x @ weight.T + bias, several projections of one input fused into one product."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from quire.worker.layers.build import Build
+
+
+class Linear(nn.Module):
+    """A matrix, or several that share their input, one below the other.
+
+    It only holds the facts; its scheme makes the parameters, finishes them after loading and multiplies.
+
+    Args:
+        in_features: width of the input.
+        out_parts: width of each fused output; a plain projection has one.
+        cut: how several devices would share it: 0 by outputs (each its heads), 1 by inputs (sums follow).
+    """
+
+    def __init__(
+        self, in_features: int, out_parts: tuple[int, ...], build: Build, *, bias: bool = False, cut: int = 0
+    ) -> None:
+        super().__init__()
+        self.in_features = in_features
+        self.out_parts = out_parts
+        self.has_bias = bias
+        self.cut = cut
+        self.dtype = build.dtype
+        self.device = build.device
+        self._scheme = build.scheme
+        self._scheme.params(self)
+
+    def finish(self) -> None:
+        """Called by the loader when the parameters are filled."""
+        self._scheme.finish(self)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # [..., in] -> [..., sum(out_parts)]
+        return self._scheme.apply(self, x)

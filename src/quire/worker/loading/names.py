@@ -1,0 +1,80 @@
+"""How a checkpoint's tensor names become ours: a tuple of rules per model, applied in order.
+
+    model.layers.3.self_attn.k_proj.weight  ── Fuse("qkv_proj", "q_proj", "k_proj", "v_proj") ──►
+    model.layers.3.self_attn.qkv_proj.weight, part 1
+
+A name is a path of words with dots between; rules see whole words only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A parameter of ours, and which part of it; None is the whole."""
+
+    name: str
+    part: int | None = None
+
+
+class Rule(Protocol):
+    """One line of a weight map."""
+
+    def apply(self, target: Target) -> Target | None:
+        """The name after this rule; None drops the tensor."""
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class Fuse:
+    """Several projections are one parameter of ours: Fuse("qkv_proj", "q_proj", "k_proj", "v_proj")."""
+
+    into: str
+    parts: tuple[str, ...]
+
+    def __init__(self, into: str, *parts: str) -> None:
+        object.__setattr__(self, "into", into)
+        object.__setattr__(self, "parts", parts)
+
+    def apply(self, target: Target) -> Target | None:
+        words = target.name.split(".")
+        for part, word in enumerate(self.parts):
+            if word in words:
+                words[words.index(word)] = self.into
+                return Target(".".join(words), part)
+        return target
+
+
+@dataclass(frozen=True, slots=True)
+class Rename:
+    """A run of words has another name here: Rename("transformer.h", "model.layers")."""
+
+    old: str
+    new: str
+
+    def apply(self, target: Target) -> Target | None:
+        name = f".{target.name}.".replace(f".{self.old}.", f".{self.new}." if self.new else ".", 1)
+        return Target(name.strip("."), target.part)
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """A run of words whose tensors are not needed: Skip("rotary_emb.inv_freq")."""
+
+    words: str
+
+    def apply(self, target: Target) -> Target | None:
+        return None if f".{self.words}." in f".{target.name}." else target
+
+
+def translate(name: str, rules: Iterable[Rule]) -> Target | None:
+    """Where a checkpoint's tensor goes; None is nowhere, on purpose."""
+    target: Target | None = Target(name)
+    for rule in rules:
+        if target is None:
+            return None
+        target = rule.apply(target)
+    return target
