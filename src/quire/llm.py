@@ -18,7 +18,7 @@ from quire.errors import QuireError, RequestError
 from quire.frontend.client import Client
 from quire.frontend.service import PreparedRequest, TextService
 from quire.frontend.streams import Delta, RequestStream
-from quire.frontend.templates import ChatTemplate
+from quire.frontend.text_side import load_text_side
 from quire.frontend.tokenizer import Tokenizer
 from quire.launch import start_engine
 from quire.messages import EngineStats, Progress, Ready, TokenLogprobs
@@ -52,7 +52,7 @@ class LLM:
         tensor_parallel_size: number of GPUs.
         quantization: scheme of the weights.
         swap_space: GB of host memory for preempted requests.
-        chat_template: Jinja source, instead of the checkpoint's.
+        chat_template: file with a Jinja template, instead of the checkpoint's.
         **settings: every other field of `quire.config`, under its own name.
 
     Raises:
@@ -294,12 +294,9 @@ async def _start(config: EngineConfig, chat_template: str | None) -> tuple[Clien
     bar = _LoadingBar()
     client = await start_engine(config, bar.show)
     try:
-        source = config.model.tokenizer or config.model.model
-        folder = resolve(config.model.model, config.model.revision, weights=False)
-        tokenizer_folder = folder if source == config.model.model else resolve(source, weights=False)
-        tokenizer = Tokenizer.from_folder(tokenizer_folder)
-        template = ChatTemplate(chat_template or tokenizer.chat_template, tokenizer.special_tokens)
-        service = TextService(tokenizer, template, read_facts(folder), client, seed=config.model.seed)
+        tokenizer, template = load_text_side(config.model, chat_template)
+        facts = read_facts(resolve(config.model.model, config.model.revision, weights=False))
+        service = TextService(tokenizer, template, facts, client, seed=config.model.seed)
         await client.wait_ready()
     except BaseException:
         await client.close()

@@ -113,7 +113,8 @@ class EngineStats(msgspec.Struct, array_like=True, frozen=True):
     prefix_queries: int = 0
     prefix_hits: int = 0
     num_steps: int = 0
-    step_tokens: int = 0
+    num_step_tokens: int = 0
+    """Tokens run in all steps."""
 
 
 class Outputs(msgspec.Struct, tag="outputs", array_like=True, frozen=True):

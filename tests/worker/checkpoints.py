@@ -57,7 +57,9 @@ SPECIAL = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
 TEXT = "the quick brown fox jumps over the lazy dog while seven wise owls watch from an old oak tree and hoot softly "
 
 
-def write(family: str, folder: Path, *, max_shard_size: str = "5GB", seed: int = 0, **overrides: Any) -> PreTrainedModel:
+def write(
+    family: str, folder: Path, *, max_shard_size: str = "5GB", seed: int = 0, **overrides: Any
+) -> PreTrainedModel:
     """Write a checkpoint and return transformers' model of it, in float32.
 
     Args:

@@ -44,9 +44,10 @@ class World:
         kv = KVSpec(spec.num_kv_heads, spec.head_dim, dtype)
         self.pages = Pages(self.backend, (kv,), 200, self.rng.choice([1, 4, 8, 16]), seed)
         self.sequences = [Sequence([0] * 10_000) for _ in range(self.rng.randint(1, 9))]
-        self.known = [self.draw(0, spec.num_kv_heads) for _ in self.sequences], [
-            self.draw(0, spec.num_kv_heads) for _ in self.sequences
-        ]
+        self.known = (
+            [self.draw(0, spec.num_kv_heads) for _ in self.sequences],
+            [self.draw(0, spec.num_kv_heads) for _ in self.sequences],
+        )
 
     def draw(self, count: int, heads: int) -> torch.Tensor:
         return torch.randn(count, heads, self.spec.head_dim, generator=self.generator).to(self.dtype)

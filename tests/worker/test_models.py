@@ -164,7 +164,10 @@ BAD_CONFIGS: list[tuple[dict[str, Any], str]] = [
     ({"num_hidden_layers": True}, "num_hidden_layers"),
     ({"num_hidden_layers": 10**9}, "num_hidden_layers"),
     ({"num_attention_heads": 0}, "num_attention_heads"),
-    ({"num_attention_heads": 5, "num_key_value_heads": 1, "head_dim": None}, "num_attention_heads must divide hidden_size"),
+    (
+        {"num_attention_heads": 5, "num_key_value_heads": 1, "head_dim": None},
+        "num_attention_heads must divide hidden_size",
+    ),
     ({"num_key_value_heads": 3}, "num_key_value_heads must divide num_attention_heads"),
     ({"num_key_value_heads": [2]}, "num_key_value_heads"),
     ({"head_dim": 7}, "head_dim must be even"),
@@ -179,7 +182,10 @@ BAD_CONFIGS: list[tuple[dict[str, Any], str]] = [
     ({"rope_parameters": {"rope_type": "linear"}}, "factor is missing"),
     ({"rope_parameters": {"rope_type": "linear", "factor": -2}}, "factor must be a number"),
     ({"rope_parameters": {"rope_type": "default", "rope_theta": 0}}, "rope_theta"),
-    ({"rope_parameters": {"rope_type": "llama3", "factor": 8, "low_freq_factor": 4, "high_freq_factor": 1}}, "high_freq"),
+    (
+        {"rope_parameters": {"rope_type": "llama3", "factor": 8, "low_freq_factor": 4, "high_freq_factor": 1}},
+        "high_freq",
+    ),
     ({"quantization_config": {"quant_method": "gptq"}}, "quantized with gptq"),
     ({"sliding_window": -5}, "sliding_window"),
     ({"layer_types": "full"}, "layer_types"),

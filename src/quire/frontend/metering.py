@@ -230,7 +230,7 @@ def _center(value: Any, width: int = 80) -> str:
 
 def _sum(value: Any, attribute: str | int | None = None, start: float = 0) -> Any:
     if not isinstance(start, (int, float)):
-        raise TooHeavy("sum() adds numbers only.")
+        raise TooHeavy("it sums things that are no numbers.")
     items = value if attribute is None else [item[attribute] for item in value]
     return sum(items, start)
 

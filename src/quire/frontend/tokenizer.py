@@ -114,7 +114,8 @@ class Tokenizer:
             RequestError: the text is not valid Unicode (a lone surrogate).
         """
         try:
-            ids: list[int] = self._core.encode(text, add_special_tokens=add_special_tokens).ids
+            # not `encode`: that one holds the interpreter's lock, so a thread would not help, and counts offsets
+            ids: list[int] = self._core.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
         except (TypeError, UnicodeEncodeError):
             raise RequestError("The text is not valid Unicode: it has a lone surrogate.", param="prompt") from None
         return ids

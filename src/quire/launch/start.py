@@ -12,7 +12,6 @@ from pathlib import Path
 
 import msgspec
 
-import quire
 from quire.config import EngineConfig
 from quire.frontend.client import Client
 from quire.messages import Progress
@@ -25,7 +24,7 @@ async def start_engine(config: EngineConfig, on_progress: Callable[[Progress], N
     never outlives us. It has its own session: Ctrl-C reaches the parent only, which decides what to do.
     """
     folder = Path(tempfile.mkdtemp(prefix="quire-"))  # mode 0700, random name
-    package_root = str(Path(quire.__file__).parents[1])
+    package_root = str(Path(__file__).parents[2])
     python_path = os.pathsep.join([package_root, *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True", **os.environ, "PYTHONPATH": python_path}
     process = subprocess.Popen(

@@ -138,7 +138,7 @@ class RequestTimes:
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# Prometheus' side: name, help, where the number is
+# Prometheus' side: name (vLLM's, unless it says otherwise), help, where the number is
 
 _GAUGES: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
     ("num_requests_running", "Requests in the running batch.", lambda s: s.num_running),
@@ -150,8 +150,8 @@ _ENGINE_COUNTERS: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = 
     ("num_preemptions", "Requests that lost their KV blocks and were recomputed.", lambda s: s.num_preemptions),
     ("prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", lambda s: s.prefix_queries),
     ("prefix_cache_hits", "Prompt tokens found in the prefix cache.", lambda s: s.prefix_hits),
-    ("engine_steps", "Steps the engine took.", lambda s: s.num_steps),
-    ("engine_step_tokens", "Tokens of all steps together.", lambda s: s.step_tokens),
+    ("quire:engine_steps", "Steps the engine took.", lambda s: s.num_steps),
+    ("quire:engine_step_tokens", "Tokens of all steps together.", lambda s: s.num_step_tokens),
 )
 _COUNTERS: tuple[tuple[str, str, Callable[[Metrics], float]], ...] = (
     ("prompt_tokens", "Prompt tokens processed.", lambda m: m.prompt_tokens),
@@ -194,6 +194,6 @@ class _EngineCollector(Collector):
             yield family
 
     def _single(self, family: Callable[..., Any], name: str, text: str, value: float) -> Metric:
-        metric = family(f"vllm:{name}", text, labels=LABELS)
+        metric = family(name if ":" in name else f"vllm:{name}", text, labels=LABELS)
         metric.add_metric(self._labels, value)
         return metric  # type: ignore[no-any-return]

@@ -30,7 +30,7 @@ class LoadingLine:
             return
         self._next = now + (0.1 if self._tty else 5.0)
         share = progress.done / progress.total if progress.total else 1.0
-        text = f"{progress.stage}: {share:4.0%} of {progress.total / GIB:.2f} GiB"
+        text = f"{progress.stage}: {share:4.0%} of {_size(progress.total)}"
         if self._tty:
             self._out.write(f"\r{text.ljust(self._width)}")
             self._width = len(text)
@@ -43,6 +43,10 @@ class LoadingLine:
         if self._width:
             self._out.write("\r" + " " * self._width + "\r")
             self._width = 0
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / GIB:.2f} GiB" if num_bytes >= GIB / 10 else f"{num_bytes / (1 << 20):.1f} MiB"
 
 
 def banner(
@@ -78,10 +82,10 @@ def banner(
     rows = [
         ("model", ", ".join(names)),
         ("device", f"{ready.device}, {ready.dtype}"),
-        ("weights", f"{ready.weights_bytes / GIB:.2f} GiB"),
+        ("weights", _size(ready.weights_bytes)),
         (
             "KV cache",
-            f"{ready.kv_bytes / GIB:.2f} GiB: {tokens} tokens in {blocks} blocks of {ready.block_size}",
+            f"{_size(ready.kv_bytes)}: {tokens} tokens in {blocks} blocks of {ready.block_size}",
         ),
         ("at once", f"{full:.1f} requests of full length ({ready.max_model_len} tokens), at most {ready.max_num_seqs}"),
         (

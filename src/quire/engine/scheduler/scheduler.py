@@ -90,6 +90,7 @@ class Scheduler:
         self._outbox: list[TokenOutput] = []
         self._num_arrived = 0
         self._num_steps = 0
+        self._num_step_tokens = 0
         self._num_preemptions = 0
         self._num_finished = 0
 
@@ -146,6 +147,7 @@ class Scheduler:
         if not shares:
             return None
         self._num_steps += 1
+        self._num_step_tokens += sum(plan.counts)
         return Step(plan, shares)
 
     def commit(self, step: Step, result: StepResult) -> None:
@@ -181,6 +183,7 @@ class Scheduler:
             prefix_queries=self._kv.num_queries,
             prefix_hits=self._kv.num_hits,
             num_steps=self._num_steps,
+            num_step_tokens=self._num_step_tokens,
         )
 
     def check_integrity(self) -> None:

@@ -50,8 +50,10 @@ class _Bags:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """A step's pieces; bags are made once per spec, by the first layer that has it."""
+    """A step's pieces, and where its tokens go; bags are made once per spec, by the first layer that has it."""
 
+    page: torch.Tensor  # [tokens] slots // block_size
+    offset: torch.Tensor  # [tokens] slots % block_size
     decodes: tuple[Piece, ...]
     chunks: tuple[Piece, ...]
     bags: dict[AttentionSpec, tuple[_Bags, ...]] = field(default_factory=dict)
@@ -69,14 +71,17 @@ class CPUAttention:
 
     def plan(self, batch: Batch) -> _Plan:
         """Cut the step into pieces."""
-        return _Plan(tuple(decode_pieces(batch)), tuple(chunk_pieces(batch)))
+        page, offset = batch.slots // batch.block_size, batch.slots % batch.block_size
+        return _Plan(page, offset, tuple(decode_pieces(batch)), tuple(chunk_pieces(batch)))
 
     def forward(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kv: torch.Tensor, batch: Batch, spec: AttentionSpec
     ) -> torch.Tensor:
         """See the protocol."""
         plan: _Plan = batch.attention_plan
-        _write(k, v, kv, batch, spec)
+        k_pages, v_pages = _pages(kv, batch.block_size, spec)
+        k_pages[plan.page, :, :, plan.offset] = k
+        v_pages[plan.page, :, plan.offset] = v
         if spec not in plan.bags:
             plan.bags[spec] = tuple(_make_bags(piece, kv.shape[1], batch, spec) for piece in plan.decodes)
         out = torch.empty_like(q)
@@ -93,13 +98,6 @@ def _pages(kv: torch.Tensor, block_size: int, spec: AttentionSpec) -> tuple[torc
     """K [blocks, kv_heads, head_dim, block_size] and V [blocks, kv_heads, block_size, head_dim]."""
     blocks, heads = kv.shape[1:3]
     return kv[0].view(blocks, heads, spec.head_dim, block_size), kv[1].view(blocks, heads, block_size, spec.head_dim)
-
-
-def _write(k: torch.Tensor, v: torch.Tensor, kv: torch.Tensor, batch: Batch, spec: AttentionSpec) -> None:
-    k_pages, v_pages = _pages(kv, batch.block_size, spec)
-    block, offset = batch.slots // batch.block_size, batch.slots % batch.block_size
-    k_pages[block, :, :, offset] = k
-    v_pages[block, :, offset] = v
 
 
 def _make_bags(piece: Piece, num_pages: int, batch: Batch, spec: AttentionSpec) -> _Bags:

@@ -54,8 +54,12 @@ class RotaryEmbedding(nn.Module):
 def apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Turn the heads x [tokens, heads, head_dim] by cos, sin [tokens, head_dim / 2]."""
     cos, sin = cos[:, None], sin[:, None]
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     a, b = x.chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+    real, imaginary = out.chunk(2, dim=-1)
+    torch.mul(a, cos, out=real).addcmul_(b, sin, value=-1)
+    torch.mul(b, cos, out=imaginary).addcmul_(a, sin)
+    return out
 
 
 Frequencies = tuple[torch.Tensor, float]

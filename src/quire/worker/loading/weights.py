@@ -94,9 +94,10 @@ def _plan(
             continue
         view = None if target is None else _view(params[target.name], target, entry, path)
         if target is not None:
-            if target.part in filled[target.name]:
+            seen = filled[target.name]
+            if target.part in seen or None in seen or (target.part is None and seen):
                 raise StartupError(f"{path}: tensor {entry.name!r} fills {target.name} for the second time.")
-            filled[target.name].add(target.part)
+            seen.add(target.part)
         plan[path].append(_Move(entry, view))
     missing = _missing(params, filled, rules)
     if missing:
