@@ -60,7 +60,9 @@ def test_parameters_per_prompt(llm: LLM) -> None:
 def test_stop_strings_and_tokens(llm: LLM) -> None:
     whole = ask(llm, "Count from 3 to 9.")
     cut = llm.chat(
-        [{"role": "user", "content": "Count from 3 to 9."}], SamplingParams(temperature=0, max_tokens=60, stop="6"), False
+        [{"role": "user", "content": "Count from 3 to 9."}],
+        SamplingParams(temperature=0, max_tokens=60, stop="6"),
+        False,
     )[0].outputs[0]
     assert (cut.text, cut.finish_reason, cut.stop_reason) == (whole[: whole.index("6")], "stop", "6")
     token = llm.get_tokenizer().token_to_id("6")

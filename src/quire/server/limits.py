@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from http import HTTPStatus
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -116,6 +117,10 @@ class GuardedProtocol(HttpToolsProtocol):
         self._num_messages += 1
         super().on_message_complete()
 
+    def send_400_response(self, msg: str) -> None:
+        """What does not parse as HTTP gets an error in our form, too."""
+        self._refuse(HttpError(400, msg))
+
     def _head_is_late(self) -> None:
         if self._in_head and not self.transport.is_closing():
             self._refuse(HttpError(408, f"The headers did not arrive within {READ_SECONDS:g} s."))
@@ -123,8 +128,8 @@ class GuardedProtocol(HttpToolsProtocol):
     def _refuse(self, error: HttpError) -> None:
         """Answer by hand: there is no request yet that could be."""
         _, body, _ = describe(error, "connection")
-        reason = {431: "Request Header Fields Too Large", 408: "Request Timeout"}[error.status]
-        head = f"HTTP/1.1 {error.status} {reason}\r\ncontent-type: application/json\r\nconnection: close\r\n"
+        phrase = HTTPStatus(error.status).phrase
+        head = f"HTTP/1.1 {error.status} {phrase}\r\ncontent-type: application/json\r\nconnection: close\r\n"
         self.transport.write(head.encode() + f"content-length: {len(body)}\r\n\r\n".encode() + body)
         self.transport.close()
 

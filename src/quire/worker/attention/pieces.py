@@ -88,7 +88,7 @@ def attend(
         out = F.scaled_dot_product_attention(rows, k, v, attn_mask=mask, scale=spec.scale)
     else:
         out = _soft_capped(rows, k, v, mask, spec.scale, spec.soft_cap)
-    return out.view(num, heads, queries, dim).transpose(1, 2)
+    return out.reshape(num, heads, queries, dim).transpose(1, 2)
 
 
 def wide(scores: torch.Tensor) -> torch.Tensor:
