@@ -1,6 +1,6 @@
 """Talks to a running server with the official `openai` client and fails if anything is amiss.
 
-    python tools/smoke_client.py --base-url http://127.0.0.1:8000/v1
+python tools/smoke_client.py --base-url http://127.0.0.1:8000/v1
 """
 
 from __future__ import annotations
@@ -36,7 +36,12 @@ def check_plain_and_stream(client: OpenAI, model: str) -> None:
     assert all(digit in text for digit in "34567") and plain.choices[0].finish_reason == "stop"
     assert plain.usage.total_tokens == plain.usage.prompt_tokens + plain.usage.completion_tokens
     stream = client.chat.completions.create(
-        model=model, messages=messages, temperature=0, max_tokens=60, stream=True, stream_options={"include_usage": True}
+        model=model,
+        messages=messages,
+        temperature=0,
+        max_tokens=60,
+        stream=True,
+        stream_options={"include_usage": True},
     )
     chunks = list(stream)
     streamed = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)

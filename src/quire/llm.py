@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import threading
 import time
+import weakref
 from collections.abc import Coroutine, Mapping, Sequence
 from types import TracebackType
 from typing import Any, TypeVar, cast
@@ -78,7 +79,6 @@ class LLM:
         chat_template: str | None = None,
         **settings: Any,
     ) -> None:
-        self._loop: _LoopThread | None = None
         config = build_engine_config(
             {
                 "model": model,
@@ -103,6 +103,7 @@ class LLM:
         except BaseException:
             self._loop.stop()
             raise
+        self._finalizer = weakref.finalize(self, _end, self._loop, self._client)  # also at exit of the program
 
     # ---- generation ----------------------------------------------------------------------------------------------
 
@@ -262,10 +263,7 @@ class LLM:
 
     def close(self) -> None:
         """End the engine and give back all of its memory. A second call does nothing."""
-        loop, self._loop = self._loop, None
-        if loop is not None:
-            loop.run(self._client.close())
-            loop.stop()
+        self._finalizer()
 
     def __enter__(self) -> LLM:
         return self
@@ -275,14 +273,19 @@ class LLM:
     ) -> None:
         self.close()
 
-    def __del__(self) -> None:
-        if getattr(self, "_loop", None) is not None and not threading.current_thread().daemon:
-            self.close()
-
     def _alive(self) -> _LoopThread:
-        if self._loop is None:
+        if not self._finalizer.alive:
             raise QuireError("This LLM is closed.")
         return self._loop
+
+
+def _end(loop: _LoopThread, client: Client) -> None:
+    """End engine and thread. The garbage collector may call this anywhere, even in the loop's own thread."""
+    if loop.is_current():
+        client.kill()
+    else:
+        loop.run(client.close())
+        loop.stop()
 
 
 async def _call(function: Any) -> None:
@@ -353,6 +356,10 @@ class _LoopThread:
             future.cancel()
             asyncio.run_coroutine_threadsafe(_settle(), self._loop).result()
             raise
+
+    def is_current(self) -> bool:
+        """Whether the caller is this thread."""
+        return threading.current_thread() is self._thread
 
     def stop(self) -> None:
         """End the thread."""

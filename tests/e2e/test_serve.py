@@ -13,6 +13,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import openai
@@ -120,18 +121,16 @@ def test_64_at_once(server: Server) -> None:
 def test_a_client_that_leaves_ends_its_request(server: Server, stream: bool) -> None:
     """After the connection is closed the engine runs at most two more steps of the request."""
     body = {"model": "demo", "prompt": "Once", "max_tokens": 2000, "ignore_eos": True, "stream": stream}
+    url = server.url + "/v1/completions"
     before = server.metric("vllm:request_success_total")
-    with httpx.Client(timeout=30) as http, contextlib.suppress(httpx.ReadTimeout):
-        with http.stream("POST", server.url + "/v1/completions", json=body, timeout=0.4) as response:
-            for _ in zip(range(3), response.iter_lines(), strict=False):
-                pass
-    steps = []
+    with contextlib.suppress(httpx.ReadTimeout), httpx.stream("POST", url, json=body, timeout=0.4) as response:
+        for _ in zip(range(3), response.iter_lines(), strict=False):
+            pass
     deadline = time.monotonic() + 2
     while server.metric("vllm:num_requests_running") > 0 and time.monotonic() < deadline:
-        steps.append(server.metric("vllm:generation_tokens_total"))
+        time.sleep(0.01)
     assert server.metric("vllm:num_requests_running") == 0
     assert server.metric("vllm:request_success_total") == before + 1
-    assert server.metric("vllm:generation_tokens_total") < 2000 + steps[0] if steps else True
     assert server.metric("vllm:kv_cache_usage_perc") == 0
 
 
@@ -243,14 +242,10 @@ def test_port_in_use_is_an_error_at_once() -> None:
     assert done.returncode != 0 and str(port) in done.stderr.strip().splitlines()[-1]
 
 
-def test_config_file_and_environment() -> None:
-    path = f"/tmp/quire-test-{os.getpid()}.yaml"
-    with open(path, "w") as file:
-        file.write("max_num_seqs: 3\nserved-model-name: from-file\n")
-    try:
-        server = Server("--config", path, env={"QUIRE_MAX_NUM_SEQS": "5"}).wait_ready()
-        assert httpx.get(server.url + "/v1/models").json()["data"][0]["id"] == "from-file"
-        code, log = server.stop()
-        assert code == 0 and "at most 5" in log
-    finally:
-        os.unlink(path)
+def test_config_file_and_environment(tmp_path: Path) -> None:
+    path = tmp_path / "quire.yaml"
+    path.write_text("max_num_seqs: 3\nserved-model-name: from-file\n")
+    server = Server("--config", str(path), env={"QUIRE_MAX_NUM_SEQS": "5"}).wait_ready()
+    assert httpx.get(server.url + "/v1/models").json()["data"][0]["id"] == "from-file"
+    code, log = server.stop()
+    assert code == 0 and "at most 5" in log

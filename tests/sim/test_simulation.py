@@ -21,7 +21,7 @@ from quire.engine.kv.pool import BlockPool
 from quire.engine.scheduler.limits import LongPromptCap
 from quire.engine.scheduler.policy import POLICIES
 from quire.engine.scheduler.scheduler import Scheduler
-from quire.messages import AddRequest, TokenOutput, pack_ids
+from quire.messages import AddRequest, Outputs, TokenOutput, pack_ids
 from quire.params import SamplingParams
 
 SCHEDULES = int(os.environ.get("QUIRE_TEST_SCHEDULES", "6000"))
@@ -33,10 +33,32 @@ def weak_hash(parent: bytes, token_bytes: bytes) -> bytes:
     return bytes([chain(parent, token_bytes)[0] & 0xF])
 
 
+class PipelinedCore:
+    """The loop with more steps in flight, as a pipeline of several devices will have it."""
+
+    def __init__(self, scheduler: Scheduler, executor: InlineExecutor, depth: int) -> None:
+        self._scheduler, self._executor, self._depth = scheduler, executor, depth
+        self._inflight = []
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._inflight) or self._scheduler.has_work
+
+    def step(self) -> Outputs:
+        step = self._scheduler.plan()
+        if step:
+            self._executor.forward(step.plan)
+            self._inflight.append((step, self._executor.sample(step.plan, {})))
+        if self._inflight and (len(self._inflight) > self._depth or not step):
+            previous, pending = self._inflight.pop(0)
+            self._scheduler.commit(previous, pending.wait())
+        return Outputs(self._scheduler.take_outputs(), self._scheduler.stats())
+
+
 class Schedule:
     """One random life of an engine."""
 
-    def __init__(self, seed: int, *, threaded: bool = False) -> None:
+    def __init__(self, seed: int, *, threaded: bool = False, depth: int = 1) -> None:
         self.random = rng = random.Random(seed)
         self.block_size = rng.choice([1, 2, 3, 4, 8, 16])
         self.max_model_len = rng.randint(4, 60)
@@ -67,7 +89,12 @@ class Schedule:
         self.worker = FakeWorker(num_rows=rows, num_blocks=num_blocks, block_size=self.block_size, max_tokens=budget)
         executor = ThreadExecutor(self.worker) if threaded else InlineExecutor(self.worker)
         self.executor = executor
-        self.core = EngineCore(self.scheduler, executor, self.grammar)
+        self.deep = depth > 1
+        self.core = (
+            PipelinedCore(self.scheduler, executor, depth)
+            if self.deep
+            else EngineCore(self.scheduler, executor, self.grammar)
+        )
         self.messages: dict[int, AddRequest] = {}
         self.outputs: dict[int, list[int]] = {}
         self.finished: Counter[int] = Counter()
@@ -110,7 +137,7 @@ class Schedule:
         salt = rng.choice(["", "", "tenant"])
         message = AddRequest(id_, pack_ids(prompt), params, stop, rng.randint(0, 3), salt)
         self.messages[id_] = message
-        if rng.random() < 0.2:
+        if rng.random() < 0.2 and not self.deep:  # a mask needs every token before it
             self.grammar.constrained.add(id_)
         return self.scheduler.add(message, held=rng.random() < 0.1)
 
@@ -153,6 +180,12 @@ def test_every_output_equals_the_sequential_reference(chunk: int) -> None:
 def test_the_same_with_a_device_thread() -> None:
     for seed in range(60):
         Schedule(100_000 + seed, threaded=True).run(10)
+
+
+@pytest.mark.parametrize("depth", [2, 3, 5])
+def test_the_same_with_more_steps_in_flight(depth: int) -> None:
+    for seed in range(SCHEDULES // 12):
+        Schedule(200_000 + seed, depth=depth).run(4 + seed % 17)
 
 
 def test_a_wrong_slot_is_noticed() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -31,15 +33,21 @@ class Pages:
     """A pool of blocks in random order; block 0 is the null block. Unwritten memory is NaN."""
 
     def __init__(
-        self, backend: AttentionBackend, specs: tuple[KVSpec, ...], num_blocks: int, block_size: int, seed: int = 0
+        self,
+        backend: AttentionBackend,
+        specs: tuple[KVSpec, ...],
+        num_blocks: int,
+        block_size: int,
+        seed: int = 0,
+        device: str = "cpu",
     ) -> None:
         self.backend = backend
         self.block_size = block_size
         self.free = list(range(1, num_blocks))
         random.Random(seed).shuffle(self.free)
-        self.kv = tuple(
-            torch.full(backend.kv_shape(spec, num_blocks, block_size), torch.nan, dtype=spec.dtype) for spec in specs
-        )
+        self.device = torch.device(device)
+        shapes = [(backend.kv_shape(spec, num_blocks, block_size), spec.dtype) for spec in specs]
+        self.kv = tuple(torch.full(shape, torch.nan, dtype=dtype, device=self.device) for shape, dtype in shapes)
 
     def batch(self, work: list[tuple[Sequence, int]], slack: int = 0) -> Batch:
         """A step: so many new tokens of each sequence. `slack` makes the host's bounds larger than the truth."""
@@ -59,22 +67,26 @@ class Pages:
         bounds = tuple(n + (slack if n > c else 0) for n, c in zip(lens, counts, strict=True))
         width = -(-max(bounds) // size)
         tables = [(s.blocks + [0] * width)[:width] for s, _ in work]
-        starts = torch.tensor([0, *counts]).cumsum(0)
+        starts = list(accumulate(counts, initial=0))
         batch = Batch(
-            input_ids=torch.tensor(ids),
-            positions=torch.tensor(positions),
-            slots=torch.tensor(slots),
-            rows=torch.arange(len(work)),
-            query_starts=starts.int(),
-            kv_lens=torch.tensor(lens, dtype=torch.int32),
-            block_tables=torch.tensor(tables, dtype=torch.int32),
-            logits_index=starts[1:] - 1,
+            input_ids=self.on_device(ids),
+            positions=self.on_device(positions),
+            slots=self.on_device(slots),
+            rows=self.on_device(range(len(work))),
+            query_starts=self.on_device(starts).int(),
+            kv_lens=self.on_device(lens).int(),
+            block_tables=self.on_device(tables).int(),
+            logits_index=self.on_device(starts[1:]) - 1,
             kv=self.kv,
             block_size=size,
             counts=tuple(counts),
             kv_bounds=bounds,
         )
         return replace(batch, attention_plan=self.backend.plan(batch))
+
+    def on_device(self, numbers: Any) -> torch.Tensor:
+        """int64 on the pages' device."""
+        return torch.tensor(numbers if isinstance(numbers, list) else list(numbers)).to(self.device)
 
 
 class Driver:
@@ -89,12 +101,12 @@ class Driver:
         num_blocks: int = 400,
         block_size: int = 16,
         load_format: str = "auto",
+        device: str = "cpu",
     ) -> None:
-        device = torch.device("cpu")
-        backend = backend or select_backend(device)
-        build = Build(dtype=dtype, device=device, backend=backend, scheme=Unquantized())
+        backend = backend or select_backend(torch.device(device))
+        build = Build(dtype=dtype, device=torch.device(device), backend=backend, scheme=Unquantized())
         self.model: nn.Module = load_model(folder, read_facts(folder), build, load_format=load_format)
-        self.pages = Pages(backend, self.model.kv_specs(), num_blocks, block_size)
+        self.pages = Pages(backend, self.model.kv_specs(), num_blocks, block_size, device=device)
 
     @torch.inference_mode()
     def step(self, work: list[tuple[Sequence, int]]) -> list[torch.Tensor]:

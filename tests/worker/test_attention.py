@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +17,13 @@ from quire.worker.attention.protocol import AttentionBackend, AttentionSpec, KVS
 from quire.worker.attention.select import BACKENDS, select_backend
 from quire.worker.attention.torch_backend import TorchAttention
 
+gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU here")]
 KINDS = [CPUAttention, TorchAttention]
+PLACES = [
+    pytest.param(CPUAttention, "cpu", id="cpu"),
+    pytest.param(TorchAttention, "cpu", id="torch-cpu"),
+    pytest.param(TorchAttention, "cuda", id="torch-cuda", marks=gpu),
+]
 
 
 def naive(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spec: AttentionSpec, start: int) -> torch.Tensor:
@@ -33,16 +42,32 @@ def naive(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spec: AttentionSpec
     return torch.stack(out).view(len(q), -1)
 
 
+@contextmanager
+def no_waiting(device: str) -> Iterator[None]:
+    """Inside, whatever makes the host wait for the GPU is an error."""
+    if device == "cpu":
+        yield
+        return
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 class World:
     """Sequences whose K and V are known, on pages of one backend."""
 
-    def __init__(self, kind: type[AttentionBackend], spec: AttentionSpec, dtype: torch.dtype, seed: int) -> None:
+    def __init__(
+        self, kind: type[AttentionBackend], spec: AttentionSpec, dtype: torch.dtype, seed: int, device: str = "cpu"
+    ) -> None:
+        self.device = device
         self.rng = random.Random(seed)
         self.generator = torch.Generator().manual_seed(seed)
         self.spec, self.dtype = spec, dtype
         self.backend = kind()
         kv = KVSpec(spec.num_kv_heads, spec.head_dim, dtype)
-        self.pages = Pages(self.backend, (kv,), 200, self.rng.choice([1, 4, 8, 16]), seed)
+        self.pages = Pages(self.backend, (kv,), 200, self.rng.choice([1, 4, 8, 16]), seed, device)
         self.sequences = [Sequence([0] * 10_000) for _ in range(self.rng.randint(1, 9))]
         self.known = (
             [self.draw(0, spec.num_kv_heads) for _ in self.sequences],
@@ -50,7 +75,7 @@ class World:
         )
 
     def draw(self, count: int, heads: int) -> torch.Tensor:
-        return torch.randn(count, heads, self.spec.head_dim, generator=self.generator).to(self.dtype)
+        return torch.randn(count, heads, self.spec.head_dim, generator=self.generator).to(self.device, self.dtype)
 
     def step(self, slack: int) -> float:
         """One mixed step; the largest error."""
@@ -62,7 +87,9 @@ class World:
         q, k, v = (
             self.draw(sum(counts), n) for n in (self.spec.num_heads, self.spec.num_kv_heads, self.spec.num_kv_heads)
         )
-        out = self.backend.forward(q, k, v, batch.kv[0], batch, self.spec)
+        with no_waiting(self.device):
+            batch = replace(batch, attention_plan=self.backend.plan(batch))
+            out = self.backend.forward(q, k, v, batch.kv[0], batch, self.spec)
         assert out.shape == (sum(counts), self.spec.num_heads * self.spec.head_dim)
         errors = []
         parts = (x.split(counts) for x in (q, k, v, out))
@@ -74,9 +101,9 @@ class World:
         return float(torch.stack(errors).max())  # NaN if any is NaN
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "device"), PLACES)
 @pytest.mark.parametrize("seed", range(40))
-def test_random_mixed_steps(kind: type[AttentionBackend], seed: int) -> None:
+def test_random_mixed_steps(kind: type[AttentionBackend], device: str, seed: int) -> None:
     rng = random.Random(seed)
     kv_heads, group, dim = rng.choice([1, 2, 3]), rng.choice([1, 2, 4]), rng.choice([8, 16, 64])
     spec = AttentionSpec(
@@ -88,7 +115,7 @@ def test_random_mixed_steps(kind: type[AttentionBackend], seed: int) -> None:
         soft_cap=rng.choice([None, None, 5.0]),
     )
     dtype, tolerance = rng.choice([(torch.float32, 2e-5), (torch.float64, 1e-9), (torch.bfloat16, 0.06)])
-    world = World(kind, spec, dtype, seed)
+    world = World(kind, spec, dtype, seed, device)
     with torch.inference_mode():
         for _ in range(6):
             error = world.step(slack=rng.choice([0, 0, 5]))
@@ -120,6 +147,20 @@ def test_values_of_hidden_positions_do_not_matter(kind: type[AttentionBackend]) 
     assert run([(sequences[0], 30), (sequences[1], 1), (sequences[2], 13)]).isfinite().all()
     for _ in range(3):
         assert run([(sequences[0], 1), (sequences[1], 5), (sequences[2], 1)]).isfinite().all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_the_window_has_passed_may_turn_to_nan(kind: type[AttentionBackend]) -> None:
+    spec = AttentionSpec(4, 2, 16, 0.25, window=8)
+    pages = Pages(kind(), (KVSpec(2, 16, torch.float32),), 40, 16)
+    sequence = Sequence([0] * 100)
+    for count in (20, 5, 1, 1, 3):
+        batch = pages.batch([(sequence, count)])
+        q, k, v = torch.randn(count, 4, 16), torch.randn(count, 2, 16), torch.randn(count, 2, 16)
+        if count == 20:
+            k[:12], v[:12] = torch.nan, torch.nan
+        out = pages.backend.forward(q, k, v, batch.kv[0], batch, spec)
+        assert out.isfinite().all() or count == 20
 
 
 def test_a_long_chunk_is_cut_and_still_right(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,6 +89,23 @@ def test_greedy_64_steps(family: str, tmp_path: Path) -> None:
         assert reference(theirs, text + tokens)[len(text) - 1 : -1].argmax(-1).tolist() == tokens
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU here")
+@pytest.mark.parametrize("family", checkpoints.FAMILIES)
+def test_logprobs_on_a_gpu(family: str, tmp_path: Path) -> None:
+    theirs = checkpoints.write(family, tmp_path)
+    ours = Driver(tmp_path, device="cuda")
+    texts = prompts([150, 33])
+    sequences = [Sequence(text) for text in texts]
+    seen: list[list[torch.Tensor]] = [[], []]
+    for work in ([100, 20], [49, 1], [1, 1], [0, 11]):
+        step = [(s, n) for s, n in zip(sequences, work, strict=True) if n]
+        for (s, _), logits in zip(step, ours.step(step), strict=True):
+            seen[sequences.index(s)].append(logits.cpu())
+    for logits, text in zip(seen, texts, strict=True):
+        assert_close(torch.cat(logits), reference(theirs, text))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_near(dtype: torch.dtype, tmp_path: Path) -> None:
     theirs = checkpoints.write("llama31", tmp_path, initializer_range=0.05)

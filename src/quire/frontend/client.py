@@ -6,6 +6,7 @@ The server and `LLM` both use it, from one asyncio loop. Sending never waits; on
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import subprocess
@@ -112,6 +113,11 @@ class Client:
         self._context.term()
         self._on_close()
 
+    def kill(self) -> None:
+        """End the engine without a word, where there is nobody left to wait for it."""
+        self._process.kill()
+        self._on_close()
+
     # ---- requests ------------------------------------------------------------------------------------------------
 
     def submit(
@@ -163,7 +169,9 @@ class Client:
     # ---- the wire ------------------------------------------------------------------------------------------------
 
     def _send(self, message: ToEngine) -> None:
-        self._outbox.send(self._encoder.encode(message))
+        """Never waits: the queue has no bound, and without an engine at the other end there is nobody to tell."""
+        with contextlib.suppress(zmq.Again):
+            self._outbox.send(self._encoder.encode(message), zmq.NOBLOCK)
 
     async def _receive(self) -> None:
         decoder: msgspec.msgpack.Decoder[FromEngine] = msgspec.msgpack.Decoder(FromEngine)

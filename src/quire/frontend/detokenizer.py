@@ -1,6 +1,6 @@
 """Detokenizer: one output's tokens become text and, where a stop string appears, an end.
 
-    token ids ── decoding (exact, incremental) ── stops (holds back possible beginnings) ── text
+token ids ── decoding (exact, incremental) ── stops (holds back possible beginnings) ── text
 """
 
 from __future__ import annotations
@@ -65,9 +65,7 @@ class Detokenizer:
         texts: list[str] = []
         for count, token_id in enumerate(readable, 1):
             self._num_tokens += 1
-            text, stop = self._matcher.feed(
-                self._decoder.push((token_id,)), armed=self._num_tokens > self._min_tokens
-            )
+            text, stop = self._matcher.feed(self._decoder.push((token_id,)), armed=self._num_tokens > self._min_tokens)
             texts.append(text)
             if stop is not None:
                 return Pushed("".join(texts), count, stop)

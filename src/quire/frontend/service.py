@@ -106,6 +106,11 @@ class TextService:
         self._random = random.Random(seed)
         self._pool = ThreadPoolExecutor(max_workers=4, thread_name_prefix="quire-template")
 
+    def close(self) -> None:
+        """Give back the threads."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self.tokenizer.close()
+
     # ---- facts ---------------------------------------------------------------------------------------------------
 
     @property

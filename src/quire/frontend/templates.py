@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -118,13 +119,14 @@ class ChatTemplate:
         except TooHeavy as error:
             raise RequestError(f"The chat template was stopped: {error}", param="messages") from None
         except TemplateError as error:
-            raise RequestError(f"The chat template refuses these messages: {error}", param="messages") from None
+            raise RequestError(f"The chat template refuses these messages: {_shown(error)}", param="messages") from None
         except RecursionError:
             raise RequestError("The chat template calls itself too deeply.", param="messages") from None
         except jinja2.TemplateSyntaxError as error:
             raise RequestError(f"The chat template is wrong in line {error.lineno}: {error.message}") from None
         except Exception as error:  # noqa: BLE001 - whatever a template does is the request's error
-            raise RequestError(f"The chat template fails on these messages: {error}", param="messages") from None
+            message = f"The chat template fails on these messages: {_shown(error)}"
+            raise RequestError(message, param="messages") from None
 
     def _choose(self, with_tools: bool) -> str:
         if not self._sources:
@@ -149,6 +151,11 @@ class ChatTemplate:
                 param="continue_final_message",
             )
         return text[: text.rindex(mark)]
+
+
+def _shown(error: Exception) -> str:
+    """An error's text without memory addresses, which are nobody's business."""
+    return re.sub(r"0x[0-9a-fA-F]+", "...", str(error))
 
 
 def _render(source: str, variables: dict[str, Any]) -> str:

@@ -88,29 +88,22 @@ def run_limited(work: Callable[[], T], seconds: float) -> T:
         TimeLimitExceeded: it was stopped.
     """
     job = _Job(time.monotonic() + seconds)
-    _watcher.add(job)
     try:
-        return _run(job, work)
+        try:
+            _watcher.add(job)
+            return work()
+        finally:
+            _settle(job)
+    except _Interrupt:
+        while not job.ended:  # it may have struck in the first attempt to settle
+            _settle(job)
+        raise TimeLimitExceeded from None
     finally:
         _watcher.remove(job)
 
 
-def _run(job: _Job, work: Callable[[], T]) -> T:
-    """The work's result, with the guarantee that no interrupt is under way any more when this returns or raises."""
-    try:
-        try:
-            result = work()
-        finally:
-            _settle(job)
-    except _Interrupt:
-        while not job.ended:
-            _settle(job)
-        raise TimeLimitExceeded from None
-    return result
-
-
 def _settle(job: _Job) -> None:
-    """From here on nobody interrupts; an interrupt already set but not yet delivered is taken back."""
+    """From here on nobody interrupts this job; an interrupt set but not yet delivered is taken back."""
     with job.lock:
         job.ended = True
         _set_async_exc(job.thread, _NOTHING)

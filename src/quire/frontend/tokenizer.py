@@ -1,8 +1,8 @@
 """Tokenizer: text to ids and back, from a checkpoint's tokenizer.json.
 
-    tokenizer.json          vocabulary, merges, how special tokens are added (required)
-    tokenizer_config.json   names of the special tokens, often the chat template
-    chat_template.jinja     the chat template; wins over the one above
+tokenizer.json          vocabulary, merges, how special tokens are added (required)
+tokenizer_config.json   names of the special tokens, often the chat template
+chat_template.jinja     the chat template; wins over the one above
 """
 
 from __future__ import annotations
@@ -75,6 +75,12 @@ class Tokenizer:
         config = read_json(folder / "tokenizer_config.json", required=False)
         return cls(core, config, _read_template(folder, config))
 
+    def close(self) -> None:
+        """Give back the threads; encoding still works, and starts new ones where it needs them."""
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown(wait=False, cancel_futures=True)
+
     # ---- facts ---------------------------------------------------------------------------------------------------
 
     @property
@@ -127,9 +133,7 @@ class Tokenizer:
         if self._pool is None:
             self._pool = ThreadPoolExecutor(max_workers=4, thread_name_prefix="quire-tokenize")
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(
-            self._pool, lambda: self.encode(text, add_special_tokens=add_special_tokens)
-        )
+        return await loop.run_in_executor(self._pool, lambda: self.encode(text, add_special_tokens=add_special_tokens))
 
     # ---- ids → text ----------------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ import msgspec
 from quire.errors import RequestError
 from quire.frontend.fields import ABSENT, NOT_OFFERED, known_but_absent
 from quire.frontend.templates import RESERVED
-from quire.params import MAX_LOGPROBS, SamplingParams
+from quire.params import MAX_LOGPROBS, MIN_TEMPERATURE, SamplingParams
 
 MAX_DEPTH = 64
 MAX_CHOICES = 16
@@ -227,6 +227,9 @@ def decode(body: bytes, kind: type[_R]) -> tuple[_R, list[str]]:
     except msgspec.ValidationError as error:
         raise _explain(str(error)) from None
     request.check()
+    if request.temperature is not None and 0 < request.temperature < MIN_TEMPERATURE:
+        warnings.append(f"temperature {request.temperature} is raised to {MIN_TEMPERATURE}; use 0 for greedy.")
+        request.temperature = MIN_TEMPERATURE
     return request, warnings
 
 

@@ -1,7 +1,7 @@
 """What chat and text completion have in common: from body to streams, usage, and answers in two forms.
 
-    body ─ decode ─ model ─ prompts ─ prepare ─► streams ─► one JSON object, or server-sent events
-                                                  └─ closed in every case: the engine never works for nobody
+body ─ decode ─ model ─ prompts ─ prepare ─► streams ─► one JSON object, or server-sent events
+                                              └─ closed in every case: the engine never works for nobody
 """
 
 from __future__ import annotations
@@ -94,10 +94,10 @@ class GenerateRoute(Generic[R]):
         del body
         self._state.check_model(request.model)
         call = Call(new_id(self.id_prefix), request, warnings, service, self._state)
-        headers = {"x-request-id": scope["quire.request_id"], **_warnings_header(warnings)}
         try:
             async with until_gone(receive):
                 call.prepared = await self.prepare(call)
+                headers = {"x-request-id": scope["quire.request_id"], **_warnings_header(call.warnings)}
                 with _started(call) as streams:
                     if request.stream:
                         await self._stream(call, streams, EventStream(send, headers))
@@ -122,9 +122,7 @@ class GenerateRoute(Generic[R]):
 
     # ---- both forms ----------------------------------------------------------------------------------------------
 
-    async def _answer(
-        self, call: Call[R], streams: list[RequestStream], send: Send, headers: dict[str, str]
-    ) -> None:
+    async def _answer(self, call: Call[R], streams: list[RequestStream], send: Send, headers: dict[str, str]) -> None:
         deltas = [await stream.collect() for stream in streams]
         choices = [self.choice(call, i, delta) for i, delta in enumerate(deltas)]
         usage = call.usage(streams, sum(len(delta.token_ids) for delta in deltas))

@@ -1,7 +1,7 @@
 """From settings to a serving process and back: bind, start the engine, serve, drain, exit code.
 
-    bind ─► engine process starts ─► web framework loads, 503 ─► tokenizer ─► ready, 200 ─► signal: drain ─► exit 0
-                                                                                    └─ engine ends: errors ─► exit 1
+bind ─► config.json ─► engine starts ─► web framework, 503 ─► tokenizer ─► ready, 200 ─► signal: drain ─► exit 0
+                                                                                └─ engine ends: errors ─► exit 1
 """
 
 from __future__ import annotations
@@ -40,12 +40,14 @@ def run(engine_config: EngineConfig, server_config: ServerConfig) -> int:
         StartupError: the port is taken, or the engine did not come up.
     """
     started = time.monotonic()
+    model = engine_config.model
     sock = listen(server_config.host, server_config.port)
     try:
+        facts = read_facts(resolve(model.model, model.revision, weights=False))
         import uvloop
 
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(_Serving(engine_config, server_config, sock, started).serve())
+            return runner.run(_Serving(engine_config, server_config, facts, sock, started).serve())
     finally:
         sock.close()
 
@@ -54,10 +56,16 @@ class _Serving:
     """Owns one run of the server."""
 
     def __init__(
-        self, engine_config: EngineConfig, server_config: ServerConfig, sock: socket.socket, started: float
+        self,
+        engine_config: EngineConfig,
+        server_config: ServerConfig,
+        facts: ModelFacts,
+        sock: socket.socket,
+        started: float,
     ) -> None:
         self._engine_config = engine_config
         self._config = server_config
+        self._facts = facts
         self._sock = sock
         self._started = started
         self._stopping = asyncio.Event()
@@ -106,27 +114,21 @@ class _Serving:
         """Read the tokenizer while the engine loads; from then on requests are taken."""
         from quire.frontend.service import TextService
 
-        model = self._engine_config.model
         loop = asyncio.get_running_loop()
         tokenizer, template = await loop.run_in_executor(None, self._read_text_side)
         ready = await client.wait_ready()
-        facts = await loop.run_in_executor(None, self._read_facts)
         state.metrics.set_max_model_len(ready.max_model_len)
         state.serve(
             TextService(
                 tokenizer,
                 template,
-                facts,
+                self._facts,
                 client,
-                seed=model.seed,
+                seed=self._engine_config.model.seed,
                 use_generation_config=self._config.generation_config == "auto",
                 metrics=state.metrics,
             )
         )
-
-    def _read_facts(self) -> ModelFacts:
-        model = self._engine_config.model
-        return read_facts(resolve(model.model, model.revision, weights=False))
 
     def _read_text_side(self) -> tuple[Tokenizer, ChatTemplate]:
         from quire.frontend.text_side import load_text_side
@@ -207,5 +209,3 @@ def _catch_signals(on_signal: Callable[[], None]) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, on_signal)
-
-

@@ -60,24 +60,34 @@ def plan_kv(
     layout = KVLayout(num_blocks, size, per_block)
     if num_blocks < 2:
         raise ConfigError(
-            f"No space for the KV cache: one block needs {per_block / GIB:.3f} GiB, {max(0, available_bytes) / GIB:.3f}"
-            f" GiB are left. {_more_memory(cache, available_bytes, 2 * per_block)}"
+            f"No space for the KV cache: one block of {size} tokens needs {size_text(per_block)},"
+            f" {size_text(max(0, available_bytes))} are left. Use {_more(cache, available_bytes, per_block, 2)}"
         )
     if max_model_len == -1:
         return layout, layout.num_tokens
     if layout.num_tokens < max_model_len:
+        needed = -(-max_model_len // size) + 1
         raise ConfigError(
-            f"One request of {max_model_len} tokens needs {max_model_len * per_block / size / GIB:.2f} GiB of KV cache,"
-            f" there is room for {layout.num_tokens} tokens ({num_blocks * per_block / GIB:.2f} GiB)."
-            f" Use --max-model-len {layout.num_tokens} or less"
-            f", or {_more_memory(cache, available_bytes, max_model_len * per_block // size + per_block)}"
+            f"One request of {max_model_len} tokens needs {size_text(needed * per_block)} of KV cache,"
+            f" there is room for {layout.num_tokens} tokens ({size_text(num_blocks * per_block)})."
+            f" Use --max-model-len {layout.num_tokens} or less, or {_more(cache, available_bytes, per_block, needed)}"
         )
     return layout, max_model_len
 
 
-def _more_memory(cache: CacheConfig, available_bytes: int, needed_bytes: int) -> str:
+def size_text(num_bytes: float) -> str:
+    """Bytes for people: 512 B, 3.2 MiB, 1.50 GiB."""
+    for unit, scale, digits in (("GiB", 1 << 30, 2), ("MiB", 1 << 20, 1), ("KiB", 1 << 10, 1)):
+        if num_bytes >= scale:
+            return f"{num_bytes / scale:.{digits}f} {unit}"
+    return f"{num_bytes:.0f} B"
+
+
+def _more(cache: CacheConfig, available_bytes: int, bytes_per_block: int, num_blocks: int) -> str:
+    """The setting that would give `num_blocks`."""
     if cache.num_gpu_blocks_override is not None:
-        return f"--num-gpu-blocks-override {math.ceil(needed_bytes / available_bytes) + 1} or more."
+        return f"--num-gpu-blocks-override {num_blocks} or more."
+    needed_bytes = num_blocks * bytes_per_block
     if cache.kv_cache_memory_bytes is not None:
         return f"--kv-cache-memory-bytes {needed_bytes} or more."
     if torch.cuda.is_available():
@@ -90,7 +100,7 @@ def _more_memory(cache: CacheConfig, available_bytes: int, needed_bytes: int) ->
 def allocate_kv(
     backend: AttentionBackend, specs: tuple[KVSpec, ...], layout: KVLayout, device: torch.device
 ) -> tuple[torch.Tensor, ...]:
-    """One tensor per layer, not cleared: on a CPU untouched memory costs nothing, and nobody reads what nobody wrote."""
+    """One tensor per layer, not cleared: untouched memory costs a CPU nothing, and nobody reads what nobody wrote."""
     return tuple(
         torch.empty(backend.kv_shape(spec, layout.num_blocks, layout.block_size), dtype=spec.dtype, device=device)
         for spec in specs

@@ -53,7 +53,7 @@ class KVManager:
         return blocks
 
     def admit(self, request: Request, prefix: list[int], num_tokens: int) -> bool:
-        """Give a waiting request its cached prefix and room for `num_tokens` in all; False, and nothing taken, if short.
+        """Blocks of the longest cached prefix. At least one token is left to run, to yield logits."""
 
         There must be room for all tokens it has, not only for this chunk: else half-run prompts evict each other.
         """

@@ -1,0 +1,189 @@
+"""An engine that knows no model: every request gets the same text, one token per step. And a server around it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from vocabularies import chat_tokenizer
+
+from quire.checkpoint import Fields, ModelFacts
+from quire.errors import EngineDeadError, UnavailableError
+from quire.frontend.service import TextService
+from quire.frontend.streams import RequestStream
+from quire.frontend.templates import ChatTemplate
+from quire.messages import EngineStats, Ready, TokenLogprobs, TokenOutput
+from quire.observability.metrics import Metrics
+from quire.params import SamplingParams
+from quire.server.app import Application
+from quire.server.auth import Gate
+from quire.server.limits import GuardedProtocol
+from quire.server.listen import listen, url_of
+from quire.server.state import ServerState
+
+ANSWER = "Hello world, how are you today? 🙂 I count: 123 456 789, then ☂ and 世."
+READY = Ready("cpu", "float32", 1 << 20, 1 << 20, 101, 16, 256, 8, 64, 512, {"weights": 0.1})
+
+
+class FakeClient:
+    """Stands in for `frontend.client.Client`.
+
+    Args:
+        answer: the text of every answer, ended by the end token.
+        step_s: seconds between two tokens.
+        fail_after: tokens after which each request fails.
+        endless: repeat the answer for ever.
+    """
+
+    def __init__(
+        self, answer: str = ANSWER, *, step_s: float = 0.0, fail_after: int | None = None, endless: bool = False
+    ) -> None:
+        self.ready: Ready | None = READY
+        self.stats = EngineStats(num_running=0, kv_usage=0.25, num_preemptions=3)
+        self.dead = False
+        self.submitted: list[tuple[list[int], SamplingParams, dict[str, Any]]] = []
+        self.steps: dict[int, int] = {}
+        self.step_s, self.fail_after, self.endless = step_s, fail_after, endless
+        self.answer_ids = chat_tokenizer().encode(answer, add_special_tokens=False)
+        self._ids = itertools.count()
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._streams: dict[int, RequestStream] = {}
+        self._came_up: asyncio.Event | None = None
+        self._ended: asyncio.Event | None = None
+
+    def submit(self, prompt_ids: Sequence[int], params: SamplingParams, stream: RequestStream, **more: Any) -> None:
+        if self.dead:
+            raise EngineDeadError("dead")
+        if self.ready is None:
+            raise UnavailableError("loading")
+        id_ = next(self._ids)
+        self.submitted.append((list(prompt_ids), params, more))
+        stream.attach(id_, self._abort)
+        self._streams[id_] = stream
+        self._tasks[id_] = asyncio.get_running_loop().create_task(self._run(id_, params, more["stop_token_ids"]))
+
+    @property
+    def num_in_flight(self) -> int:
+        return len(self._tasks)
+
+    def _abort(self, id_: int) -> None:
+        task = self._tasks.pop(id_, None)
+        self._streams.pop(id_, None)
+        if task is not None:
+            task.cancel()
+
+    async def _run(self, id_: int, params: SamplingParams, ends: list[int]) -> None:
+        ids = itertools.cycle(self.answer_ids) if self.endless else iter([*self.answer_ids, *ends[-1:]])
+        for count, token_id in enumerate(ids, 1):
+            await asyncio.sleep(self.step_s)
+            self.steps[id_] = count
+            reason = "stop" if token_id in ends else "length" if count == params.max_tokens else None
+            error = None
+            if self.fail_after is not None and count > self.fail_after:
+                reason, error = "error", "device lost at /dev/secret0"
+            logprobs = None
+            if params.logprobs is not None:
+                top = [(token_id + i) % 300 for i in range(params.logprobs)]
+                logprobs = [TokenLogprobs([token_id, *top], [-0.5, *(-0.5 - i for i in range(len(top)))], 1)]
+            out = TokenOutput(id_, [token_id], reason, 4, logprobs, 0.001, error)  # type: ignore[arg-type]
+            if reason is not None:
+                self._tasks.pop(id_, None)
+                self._streams[id_].push(out)
+                self._streams.pop(id_, None)
+                return
+            self._streams[id_].push(out)
+
+    def die(self) -> None:
+        """The engine process ends."""
+        self.dead = True
+        for task in self._tasks.values():
+            task.cancel()
+        for stream in list(self._streams.values()):
+            stream.fail(EngineDeadError("The engine ended while it worked on this request."))
+        self._tasks.clear()
+        self._streams.clear()
+
+
+FACTS = ModelFacts(
+    folder=Path("/nowhere"),
+    architectures=("X",),
+    vocab_size=512,
+    max_model_len=256,
+    sliding_window=None,
+    eos_token_ids=(chat_tokenizer().token_to_id("<|end|>") or 0,),
+    bos_token_id=None,
+    dtype=None,
+    sampling={"temperature": 0.5, "top_k": 7, "max_new_tokens": 100},
+    config=Fields({}, "config.json"),
+)
+
+
+def make_service(client: FakeClient, metrics: Metrics | None = None, **options: Any) -> TextService:
+    tokenizer = chat_tokenizer()
+    template = ChatTemplate(tokenizer.chat_template, tokenizer.special_tokens)
+    return TextService(tokenizer, template, FACTS, client, metrics=metrics, **options)  # type: ignore[arg-type]
+
+
+class Running:
+    """A server in its own thread, on a free port."""
+
+    def __init__(self, client: FakeClient, keys: Sequence[str] = (), ready: bool = True) -> None:
+        self.client = client
+        self.metrics = Metrics("fake", lambda: client.stats)
+        self.state = ServerState(client, ("fake", "org/fake"), self.metrics)  # type: ignore[arg-type]
+        if ready:
+            self.state.serve(make_service(client, self.metrics))
+        self.app = Application(self.state, Gate(keys))
+        self._sock = listen("127.0.0.1", 0)
+        self.url = url_of(self._sock)
+        config = uvicorn.Config(
+            self.app,
+            http=GuardedProtocol,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,  # type: ignore
+        )
+        self._server = uvicorn.Server(config)
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self._up = threading.Event()
+        self._thread = threading.Thread(target=self._main, daemon=True)
+        self._thread.start()
+        assert self._up.wait(10)
+
+    def _main(self) -> None:
+        import uvloop
+
+        async def serve() -> None:
+            self.loop = asyncio.get_running_loop()
+            self._up.set()
+            self._server.capture_signals = contextlib.nullcontext  # type: ignore
+            await self._server.serve(sockets=[self._sock])
+
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve())
+
+    def call(self, function: Callable[[], Any]) -> None:
+        assert self.loop is not None
+        self.loop.call_soon_threadsafe(function)
+
+    def close(self) -> None:
+        self._server.should_exit = True
+        self._server.force_exit = True
+        self._thread.join(10)
+        self._sock.close()
+
+
+@contextlib.contextmanager
+def running(client: FakeClient | None = None, **options: Any) -> Iterator[Running]:
+    server = Running(client or FakeClient(), **options)
+    try:
+        yield server
+    finally:
+        server.close()
