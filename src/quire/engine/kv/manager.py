@@ -53,7 +53,7 @@ class KVManager:
         return blocks
 
     def admit(self, request: Request, prefix: list[int], num_tokens: int) -> bool:
-        """Blocks of the longest cached prefix. At least one token is left to run, to yield logits."""
+        """Give a waiting request its cached prefix and room for `num_tokens` in all; False, taking nothing, if short.
 
         There must be room for all tokens it has, not only for this chunk: else half-run prompts evict each other.
         """
