@@ -35,6 +35,7 @@ async def start_engine(config: Any, on_progress: Any = None) -> FakeClient:
     async def close() -> None:
         print("engine closed", file=sys.stderr)
 
+    client.kill = lambda: None  # type: ignore[attr-defined]
     client.wait_ready, client.wait_ended, client.close = wait_ready, wait_ended, close  # type: ignore[attr-defined]
     return client
 

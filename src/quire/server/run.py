@@ -81,6 +81,8 @@ class _Serving:
         try:
             return await self._serve(client)
         finally:
+            if client.ready is None:  # it is deep in loading and would not hear us for seconds
+                client.kill()
             await client.close()
 
     async def _serve(self, client: Client) -> int:
