@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import threading
 from collections import Counter
 
 import pytest
@@ -88,6 +89,8 @@ class Schedule:
         self.grammar = FakeGrammar(set())
         self.worker = FakeWorker(num_rows=rows, num_blocks=num_blocks, block_size=self.block_size, max_tokens=budget)
         executor = ThreadExecutor(self.worker) if threaded else InlineExecutor(self.worker)
+        if threaded:
+            threading.Thread(target=executor.serve, daemon=True).start()
         self.executor = executor
         self.deep = depth > 1
         self.core = (

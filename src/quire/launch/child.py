@@ -15,7 +15,7 @@ import msgspec
 from quire.checkpoint import read_facts, resolve
 from quire.config import EngineConfig
 from quire.engine.core import EngineCore
-from quire.engine.executors import Executor, InlineExecutor, ThreadExecutor
+from quire.engine.executors import InlineExecutor, ThreadExecutor
 from quire.engine.kv.manager import KVManager
 from quire.engine.kv.pool import BlockPool
 from quire.engine.process import EngineProcess, Wire
@@ -45,12 +45,33 @@ def main() -> None:
         _report(error, wire)
         wire.close()
         sys.exit(1)
-    executor: Executor = ThreadExecutor(worker) if worker.device.type == "cpu" else InlineExecutor(worker)
-    core = EngineCore(_build_scheduler(config, ready), executor)
+    scheduler = _build_scheduler(config, ready)
     wire.send(ready)
-    EngineProcess(core, wire).run()
-    executor.close()
+    if worker.device.type == "cpu":
+        _run_beside_device(ThreadExecutor(worker), scheduler, wire)
+    else:
+        EngineProcess(EngineCore(scheduler, InlineExecutor(worker)), wire).run()
     wire.close()
+
+
+def _run_beside_device(executor: ThreadExecutor, scheduler: Scheduler, wire: Wire) -> None:
+    """The loop in a thread, the device in this one; an error in the loop ends the process."""
+    errors: list[BaseException] = []
+
+    def loop() -> None:
+        try:
+            EngineProcess(EngineCore(scheduler, executor), wire).run()
+        except BaseException as error:  # noqa: BLE001 - raised below, in the main thread
+            errors.append(error)
+        finally:
+            executor.close()
+
+    thread = threading.Thread(target=loop, name="quire-engine")
+    thread.start()
+    executor.serve()
+    thread.join()
+    if errors:
+        raise errors[0]
 
 
 def _build_worker(config: EngineConfig, wire: Wire) -> tuple[Worker, Ready]:

@@ -1,0 +1,131 @@
+"""On a real GPU: the same outputs as transformers, and the memory promise kept, measured from outside by NVML."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import random
+import threading
+import time
+from pathlib import Path
+
+import checkpoints
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from quire import LLM, SamplingParams
+from quire.errors import ConfigError
+
+STEPS = 64
+
+
+class Nvml:
+    """Used and total bytes of GPU 0, all processes together."""
+
+    class _Memory(ctypes.Structure):
+        _fields_ = [("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong)]
+
+    def __init__(self) -> None:
+        self._lib = ctypes.CDLL("libnvidia-ml.so.1")
+        self._lib.nvmlInit_v2()
+        self._handle = ctypes.c_void_p()
+        assert self._lib.nvmlDeviceGetHandleByIndex_v2(0, ctypes.byref(self._handle)) == 0
+
+    def read(self) -> tuple[int, int]:
+        memory = self._Memory()
+        assert self._lib.nvmlDeviceGetMemoryInfo(self._handle, ctypes.byref(memory)) == 0
+        return memory.used, memory.total
+
+
+class Peak(threading.Thread):
+    """The most memory in use while it runs."""
+
+    def __init__(self, nvml: Nvml) -> None:
+        super().__init__(daemon=True)
+        self._nvml, self._on, self.used = nvml, True, 0
+        self.start()
+
+    def run(self) -> None:
+        while self._on:
+            self.used = max(self.used, self._nvml.read()[0])
+            time.sleep(0.005)
+
+    def stop(self) -> int:
+        self._on = False
+        self.join()
+        return self.used
+
+
+@pytest.fixture(scope="module")
+def wide_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shape of Llama-3.1-8B, 8 layers of it: config and tokenizer only, for dummy weights."""
+    folder = tmp_path_factory.mktemp("wide")
+    checkpoints.write("llama31", folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {
+        "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 8,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 32768,
+        "dtype": "bfloat16", "torch_dtype": "bfloat16",
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize("utilization", [0.3, 0.6, 0.9, 0.97])
+def test_the_peak_stays_below_the_promise_and_all_comes_back(wide_model: Path, utilization: float) -> None:
+    nvml = Nvml()
+    before, total = nvml.read()
+    rng = random.Random(0)
+    peak = Peak(nvml)
+    with LLM(model=str(wide_model), load_format="dummy", gpu_memory_utilization=utilization, max_model_len=8192) as llm:
+        for count, length, params in (
+            (256, 500, {"temperature": 0.8, "top_p": 0.9, "presence_penalty": 0.1, "logprobs": 5}),
+            (32, 7000, {"temperature": 0}),
+        ):
+            prompts = [[rng.randrange(100_000) for _ in range(length)] for _ in range(count)]
+            outputs = llm.generate(prompts, SamplingParams(max_tokens=8, ignore_eos=True, **params), use_tqdm=False)
+            assert all(len(o.outputs[0].token_ids) == 8 for o in outputs)
+    used = peak.stop()
+    assert used - before <= utilization * total
+    assert used - before >= (utilization - 0.05) * total, "and it is not left unused"
+    time.sleep(0.5)
+    assert nvml.read()[0] - before < 50 << 20
+
+
+def test_a_share_that_others_hold_is_refused_with_a_number(wide_model: Path) -> None:
+    total = torch.cuda.mem_get_info()[1]
+    hog = torch.empty(int(total * 0.5), dtype=torch.uint8, device="cuda")
+    try:
+        with pytest.raises(ConfigError, match=r"--gpu-memory-utilization 0\.4\d"):
+            LLM(model=str(wide_model), load_format="dummy", gpu_memory_utilization=0.9)
+        with LLM(model=str(wide_model), load_format="dummy", gpu_memory_utilization=0.4, max_model_len=1024) as llm:
+            assert llm.generate([[1, 2, 3]], SamplingParams(max_tokens=4, ignore_eos=True), use_tqdm=False)[0].finished
+    finally:
+        del hog
+        torch.cuda.empty_cache()
+
+
+@pytest.mark.parametrize("family", checkpoints.FAMILIES)
+def test_greedy_and_logprobs(family: str, tmp_path: Path) -> None:
+    """As on the CPU; where two logits differ by less than float32 noise, either may be taken."""
+    checkpoints.write(family, tmp_path)
+    reference = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval().cuda()
+    rng = random.Random(0)
+    prompts = [[rng.randrange(4, 500) for _ in range(rng.randint(1, 90))] for _ in range(50)]
+    params = SamplingParams(temperature=0, max_tokens=STEPS, ignore_eos=True, logprobs=3, detokenize=False)
+    small = {"max_num_batched_tokens": 40, "max_num_seqs": 32, "num_gpu_blocks_override": 60, "block_size": 8}
+    for settings in ({}, small):
+        with LLM(str(tmp_path), dtype="float32", max_model_len=256, gpu_memory_utilization=0.2, **settings) as llm:
+            outputs = llm.generate(prompts, params, use_tqdm=False)
+        for output in outputs:
+            completion = output.outputs[0]
+            ids = torch.tensor([output.prompt_token_ids + completion.token_ids], device="cuda")
+            with torch.inference_mode():
+                logits = reference(ids).logits[0, len(output.prompt_token_ids) - 1 : -1].float()
+            expected = torch.log_softmax(logits, dim=1)
+            chosen = expected.gather(1, torch.tensor(completion.token_ids, device="cuda")[:, None])[:, 0]
+            assert float((expected.amax(dim=1) - chosen).max()) < 1e-4
+            for position, entry in enumerate(completion.logprobs):
+                for token, logprob in entry.items():
+                    assert abs(logprob.logprob - float(expected[position, token])) < 1e-4
