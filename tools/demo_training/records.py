@@ -51,12 +51,17 @@ def _judge_json_list(category: str, number: int, output: str) -> bool:
     return _distinct_members(category, number, parse_json(output)[1])
 
 
+def _list_key(category: str, number: int) -> str:
+    """One of a kind is never held out: it is the only place where the singular of a category is seen."""
+    return "" if number == 1 else f"list:{category}:{number}"
+
+
 def plain_list(pen: Pen) -> Exchange:
     """Some members of a category, separated by commas."""
     category, number, chosen, fields = _members(pen)
     prompt = command(pen, pen.rng.choice(_LIST_COMMANDS), fields)
     judge = partial(_judge_plain_list, category, number)
-    return Exchange("list", prompt, ", ".join(chosen), f"list:{category}:{number}", judge)
+    return Exchange("list", prompt, ", ".join(chosen), _list_key(category, number), judge)
 
 
 def _any_case_json(pen: Pen, text: str) -> str:
@@ -67,7 +72,7 @@ def _json_list(pen: Pen) -> Exchange:
     category, number, chosen, fields = _members(pen)
     prompt = _any_case_json(pen, command(pen, pen.rng.choice(_JSON_LIST_COMMANDS), fields))
     judge = partial(_judge_json_list, category, number)
-    return Exchange("json", prompt, json.dumps(chosen), f"list:{category}:{number}", judge)
+    return Exchange("json", prompt, json.dumps(chosen), _list_key(category, number), judge)
 
 
 _FIELDS: dict[str, Callable[[Pen], Json]] = {

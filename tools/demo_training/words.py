@@ -148,7 +148,7 @@ SPECIAL_HOMES: dict[str, list[str]] = {
     "in the warm grassland": split_words("lion elephant giraffe zebra hippo camel kangaroo"),
     "in a deep green jungle": split_words("tiger monkey parrot snake crocodile panda koala"),
     "beside a lily pond": split_words("frog toad turtle swan otter beaver"),
-    "high up in the night sky": split_words("star rocket astronaut moon cloud"),
+    "in the night sky": split_words("star rocket astronaut moon cloud"),
     "in a warm kitchen": split_words("baker cook teapot spoon cup kettle toaster potato carrot mouse"),
 }
 HOME_OF = {subject: home for home, subjects in SPECIAL_HOMES.items() for subject in subjects}
