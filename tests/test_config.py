@@ -41,3 +41,12 @@ def test_out_of_range_names_the_flag(name: str, value: object) -> None:
 def test_round_trip() -> None:
     config = build_engine_config({"model": "m", "max_model_len": 100})
     assert msgspec.json.decode(msgspec.json.encode(config), type=EngineConfig) == config
+
+
+def test_what_is_not_there_yet_is_refused_or_said() -> None:
+    with pytest.raises(ConfigError, match="--tensor-parallel-size 1"):
+        build_engine_config({"tensor_parallel_size": 2})
+    with pytest.raises(ConfigError, match="--quantization awq"):
+        build_engine_config({"quantization": "awq"})
+    with pytest.warns(UserWarning, match="--swap-space 8"):
+        build_engine_config({"swap_space": 8.0})

@@ -8,6 +8,7 @@ the sentence that `--help` prints. Nothing here reads the environment or touches
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -173,7 +174,28 @@ def build_engine_config(values: Mapping[str, Any]) -> EngineConfig:
     for name in values:
         if name not in known:
             raise ConfigError(f"Unknown setting {name!r}.{did_you_mean(name, known)}")
-    return EngineConfig(**{key: build_group(group, values) for key, group in ENGINE_GROUPS.items()})
+    config = EngineConfig(**{key: build_group(group, values) for key, group in ENGINE_GROUPS.items()})
+    _check_offered(config)
+    return config
+
+
+def _check_offered(config: EngineConfig) -> None:
+    """Refuse, or say, what is accepted by name but not there yet: nothing is ignored in silence."""
+    if config.parallel.tensor_parallel_size > 1:
+        raise ConfigError(
+            f"--tensor-parallel-size {config.parallel.tensor_parallel_size}: only 1 is supported so far."
+            " Use --tensor-parallel-size 1."
+        )
+    if config.model.quantization is not None:
+        raise ConfigError(
+            f"--quantization {config.model.quantization}: no scheme is built in yet."
+            " Leave it out and use a checkpoint in float16, bfloat16 or float32."
+        )
+    if config.cache.swap_space not in (0, CacheConfig().swap_space):
+        warnings.warn(
+            f"--swap-space {config.cache.swap_space:g} has no effect yet: preempted requests are recomputed.",
+            stacklevel=3,
+        )
 
 
 def did_you_mean(name: str, known: set[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -150,6 +151,53 @@ def test_a_killed_engine_is_told_at_once() -> None:
         with pytest.raises(EngineDeadError):
             while time.monotonic() - start < 5:
                 llm.generate("Hello", SamplingParams(max_tokens=500, ignore_eos=True), use_tqdm=False)
+
+
+def test_inside_a_running_event_loop() -> None:
+    """As in a notebook, whose kernel runs one."""
+
+    async def cell() -> str:
+        with LLM(model="demo") as llm:
+            return ask(llm, "What is 2 plus 3?")
+
+    assert "5" in asyncio.run(cell())
+
+
+SEED_SNIPPET = """
+from quire import LLM, SamplingParams
+# Load the model (downloads from HuggingFace on first run)
+llm = LLM(model="demo")
+# Define sampling parameters
+sampling_params = SamplingParams(
+temperature=0.7,
+top_p=0.9,
+max_tokens=256,
+stop=["\\n\\n"], # Stop generation at double newline
+presence_penalty=0.1,
+)
+# Batch of prompts to process
+prompts = [
+"Explain the difference between TCP and UDP in one paragraph.",
+"Write a Python function to calculate the Fibonacci sequence.",
+"What are the three laws of thermodynamics?",
+"Translate 'Hello, how are you?' into French, German, and Japanese.",
+]
+# Generate completions (vLLM handles batching internally)
+outputs = llm.generate(prompts, sampling_params)
+for output in outputs:
+    prompt = output.prompt
+    generated = output.outputs[0].text
+    print(f"Prompt: {prompt[:60]}...")
+    print(f"Output: {generated[:200]}")
+    print()
+"""
+
+
+def test_the_seeds_offline_snippet_with_only_import_and_model_changed() -> None:
+    done = subprocess.run([sys.executable, "-c", SEED_SNIPPET], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Prompt: ") == done.stdout.count("Output: ") == 4
+    assert "prompt/s" in done.stderr and "out " in done.stderr, "a progress bar with tokens per second"
 
 
 SCRIPT = """

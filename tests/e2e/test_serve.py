@@ -134,6 +134,20 @@ def test_a_client_that_leaves_ends_its_request(server: Server, stream: bool) -> 
     assert server.metric("vllm:kv_cache_usage_perc") == 0
 
 
+def test_the_seeds_chat_snippet_with_only_the_model_changed(server: Server) -> None:
+    client = openai.OpenAI(base_url=server.url + "/v1", api_key="not-needed")
+    response = client.chat.completions.create(
+        model="demo",
+        messages=[
+            {"role": "system", "content": "You are a helpful coding assistant."},
+            {"role": "user", "content": "Write a binary search function in Python."},
+        ],
+        temperature=0.3,
+        max_tokens=512,
+    )
+    assert response.choices[0].message.content and response.choices[0].finish_reason == "stop"
+
+
 def test_errors_have_openais_shape(client: openai.OpenAI, server: Server) -> None:
     with pytest.raises(openai.NotFoundError, match="demo"):
         client.chat.completions.create(model="other", messages=QUESTION)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import warnings
 
 import click
 
@@ -50,6 +51,7 @@ def main(args: list[str] | None = None) -> None:
     The last line on stderr names the cause; a traceback comes with --verbose only.
     """
     args = sys.argv[1:] if args is None else args
+    warnings.showwarning = _show_warning
     try:
         code = make_root().main(args=args, prog_name="quire", standalone_mode=False)
     except click.ClickException as error:
@@ -64,6 +66,11 @@ def main(args: list[str] | None = None) -> None:
         _explain(error, args)
         code = 1
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    """One line, without the place in our code that it came from."""
+    print(f"quire: {message}", file=sys.stderr)
 
 
 def _explain(error: Exception, args: list[str]) -> None:
