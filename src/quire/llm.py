@@ -103,7 +103,7 @@ class LLM:
         except BaseException:
             self._loop.stop()
             raise
-        self._finalizer = weakref.finalize(self, _end, self._loop, self._client)  # also at exit of the program
+        self._finalizer = weakref.finalize(self, _end, self._loop, self._client, self._service)  # also at exit
 
     # ---- generation ----------------------------------------------------------------------------------------------
 
@@ -279,8 +279,9 @@ class LLM:
         return self._loop
 
 
-def _end(loop: _LoopThread, client: Client) -> None:
-    """End engine and thread. The garbage collector may call this anywhere, even in the loop's own thread."""
+def _end(loop: _LoopThread, client: Client, service: TextService) -> None:
+    """End engine and threads. The garbage collector may call this anywhere, even in the loop's own thread."""
+    service.close()
     if loop.is_current():
         client.kill()
     else:

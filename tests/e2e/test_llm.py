@@ -120,6 +120,25 @@ def test_no_parameters_take_the_checkpoints_defaults(llm: LLM) -> None:
     assert isinstance(llm.get_default_sampling_params(), SamplingParams)
 
 
+def test_an_abandoned_stream_costs_at_most_two_more_steps(llm: LLM) -> None:
+    """Counted by the engine: the newest count we have may be one step old when the stream is closed."""
+    service, client = llm._service, llm._client
+    prepared = service.prepare("Once", SamplingParams(max_tokens=1000, ignore_eos=True))
+
+    async def leave_after(tokens: int) -> int:
+        [stream] = service.start(prepared)
+        for _ in range(tokens):
+            await anext(stream)
+        before = client.stats.num_steps
+        stream.close()
+        await asyncio.sleep(0.3)
+        assert (client.stats.num_running, client.stats.kv_usage) == (0, 0.0)
+        return client.stats.num_steps - before
+
+    extra = [llm._loop.run(leave_after(tokens)) for tokens in (1, 2, 5, 20, 50)]
+    assert max(extra) <= 3, extra
+
+
 def test_idle_costs_no_cpu(llm: LLM) -> None:
     ask(llm, "Hello")
     engine = psutil.Process(llm._client._process.pid)

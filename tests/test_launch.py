@@ -1,0 +1,80 @@
+"""The composition root: what becomes of an error in the loop or on the device."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from quire.engine.executors import ThreadExecutor
+from quire.engine.kv.manager import KVManager
+from quire.engine.kv.pool import BlockPool
+from quire.engine.scheduler.scheduler import Scheduler
+from quire.launch.child import _run_beside_device
+from quire.messages import AddRequest, Shutdown, pack_ids
+from quire.params import SamplingParams
+
+
+class BrokenWorker:
+    """A device that fails at its first forward."""
+
+    def forward(self, plan: object) -> None:
+        raise RuntimeError("the device is gone")
+
+    def sample(self, plan: object, masks: object) -> None:
+        raise AssertionError("nobody waits for this any more")
+
+
+class ScriptedWire:
+    """Gives out one batch of messages, then asks to shut down."""
+
+    def __init__(self, *messages: object) -> None:
+        self._batches = [list(messages), [Shutdown()]]
+        self.sent: list[object] = []
+
+    def receive(self, *, block: bool) -> list[object]:
+        return self._batches.pop(0) if self._batches else [Shutdown()]
+
+    def send(self, message: object) -> None:
+        self.sent.append(message)
+
+
+def scheduler() -> Scheduler:
+    return Scheduler(KVManager(BlockPool(9), 4), max_num_seqs=2, max_num_batched_tokens=8, max_model_len=16)
+
+
+def test_a_device_error_ends_the_process_and_nothing_hangs() -> None:
+    wire = ScriptedWire(AddRequest(0, pack_ids([1, 2]), SamplingParams()))
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        _run_beside_device(ThreadExecutor(BrokenWorker()), scheduler(), wire)
+    assert not [t for t in threading.enumerate() if t.name == "quire-engine"]
+
+
+def test_shutdown_returns() -> None:
+    _run_beside_device(ThreadExecutor(BrokenWorker()), scheduler(), ScriptedWire())
+
+
+def test_what_is_no_message_of_ours_is_dropped(tmp_path: Path) -> None:
+    """Pickles or noise on the socket change nothing: only typed records are read."""
+    import pickle
+
+    import zmq
+
+    from quire.engine.process import Wire
+
+    context = zmq.Context()
+    to_engine, from_engine = context.socket(zmq.PUSH), context.socket(zmq.PULL)
+    to_engine.bind(f"ipc://{tmp_path / 'in'}")
+    from_engine.bind(f"ipc://{tmp_path / 'out'}")
+    wire = Wire(tmp_path)
+    import msgspec
+
+    for data in (pickle.dumps(print), b"\xff" * 100, b"", msgspec.msgpack.encode(Shutdown())):
+        to_engine.send(data)
+    received: list[object] = []
+    while not received:
+        received = wire.receive(block=True)
+    assert [type(message) for message in received] == [Shutdown]
+    wire.close()
+    context.destroy(linger=0)
