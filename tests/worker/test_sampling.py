@@ -128,6 +128,19 @@ def test_greedy_and_random_rows_together() -> None:
     assert torch.equal(before, logits), "raw logits must stay as they are"
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_greedy_takes_the_first_of_equals_alone_and_in_company(dtype: torch.dtype) -> None:
+    logits = torch.randint(0, 9, (6, VOCAB)).to(dtype)
+    sampler = Sampler(7, VOCAB, CPU)
+    for row in range(6):
+        sampler.start_row(new_row(row, [1], temperature=0))
+    sampler.start_row(new_row(6, [1], temperature=0.7, presence_penalty=1.0))
+    first = [int((row == row.max()).nonzero()[0]) for row in logits]
+    assert sampler(logits, batch_of(list(range(6)), [1] * 6)).token_ids.tolist() == first
+    mixed = sampler(torch.cat([logits, logits[:1]]), batch_of(list(range(7)), [1] * 7)).token_ids
+    assert mixed[:6].tolist() == first
+
+
 def test_a_row_forgets_its_last_request() -> None:
     """Values of a former request must not act on the next one, also when a neighbour keeps the stages active."""
     torch.manual_seed(0)

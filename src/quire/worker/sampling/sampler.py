@@ -73,25 +73,35 @@ class Sampler:
     def __call__(self, raw_logits: torch.Tensor, batch: SamplingBatch) -> Sampled:
         """Sample one token per row. raw_logits: [samples, vocab], left as they are."""
         rows = list(batch.row_list)
-        logits = raw_logits.float()
-        if logits.data_ptr() == raw_logits.data_ptr():
-            logits = logits.clone()
-        logits = apply_masks(logits, batch)
+        random = self._random[rows]
         stages = [self._stages[index] for index in np.flatnonzero(self._active[rows].any(axis=0))]
-        for stage in stages:
-            logits = stage.apply(logits, batch)
-        token_ids = self._choose(logits, batch, self._random[rows])
+        if stages or batch.masks or random.any():
+            token_ids = self._choose(self._change(raw_logits, batch, stages), batch, random)
+        else:
+            token_ids = most_likely(raw_logits)
         for stage in stages:
             stage.observe(batch, token_ids)
         wanted = tuple((i, int(most)) for i, most in enumerate(self._num_logprobs[rows]) if most >= 0)
         return Sampled(token_ids, gather_logprobs(raw_logits, token_ids, wanted) if wanted else None)
 
+    def _change(self, raw_logits: torch.Tensor, batch: SamplingBatch, stages: list[Stage]) -> torch.Tensor:
+        """A float32 copy that went through masks and stages."""
+        logits = apply_masks(raw_logits.to(torch.float32, copy=True), batch)
+        for stage in stages:
+            logits = stage.apply(logits, batch)
+        return logits
+
     def _choose(self, logits: torch.Tensor, batch: SamplingBatch, random: np.ndarray) -> torch.Tensor:
         """Greedy rows take the largest, random rows draw; neither costs anything if nobody wants it."""
         if not random.any():
-            return logits.argmax(dim=1)
+            return most_likely(logits)
         drawn = draw(logits, uniform(self._seeds.of(batch.rows), batch.positions))
         if random.all():
             return drawn
         greedy = torch.from_numpy(~random).to(logits.device, non_blocking=True)
-        return torch.where(greedy, logits.argmax(dim=1), drawn)
+        return torch.where(greedy, most_likely(logits), drawn)
+
+
+def most_likely(logits: torch.Tensor) -> torch.Tensor:
+    """[rows]; the first of equal ones. On a CPU `max` is several times faster than `argmax`, in 16 bits above all."""
+    return logits.max(dim=1).indices
