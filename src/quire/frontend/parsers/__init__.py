@@ -1,0 +1,1 @@
+"""Parsers of model output, one file each: tool calls and reasoning. Empty until the first one."""

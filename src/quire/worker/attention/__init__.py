@@ -1,0 +1,1 @@
+"""Paged attention: one file per backend, the protocol, and the table that selects."""

@@ -1,0 +1,1 @@
+"""Triton kernels, each with its plain-torch twin. Empty until the first one."""

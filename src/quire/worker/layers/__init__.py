@@ -1,0 +1,1 @@
+"""What models are built from: linear, embedding, norm, rope, attention, and blocks that families share."""

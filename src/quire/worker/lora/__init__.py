@@ -1,0 +1,1 @@
+"""Adapters. Empty until the first one."""

@@ -1,0 +1,1 @@
+"""How parameters are cut and ranks talk. Empty until there is more than one."""

@@ -1,0 +1,1 @@
+"""Drafters and verification. Empty until the first one."""
