@@ -140,6 +140,21 @@ def run_quire(folder: Path, rounds: int, port: int) -> tuple[list[float], list[f
         server.wait(timeout=30)
 
 
+def run_offline(folder: Path, rounds: int) -> list[float]:
+    """Seconds of each round of `LLM.generate` on the same prompts."""
+    from quire import LLM, SamplingParams
+
+    params = SamplingParams(temperature=0, max_tokens=OUTPUT_LEN, ignore_eos=True)
+    seconds = []
+    with LLM(model=str(folder), max_model_len=2048, enable_prefix_caching=False) as llm:
+        for _ in range(rounds):
+            start = time.perf_counter()
+            outputs = llm.generate(prompts(), params, use_tqdm=False)
+            seconds.append(time.perf_counter() - start)
+            assert all(len(output.outputs[0].token_ids) == OUTPUT_LEN for output in outputs)
+    return seconds
+
+
 def main() -> None:
     """Measure, print, and write the table."""
     parser = argparse.ArgumentParser()
@@ -156,6 +171,7 @@ def main() -> None:
         write_checkpoint(Path(folder))
         theirs = run_transformers(Path(folder), args.rounds)
         ours, firsts, ready = run_quire(Path(folder), args.rounds, args.port)
+        offline = run_offline(Path(folder), args.rounds)
     total, output = PROMPTS * (PROMPT_LEN + OUTPUT_LEN), PROMPTS * OUTPUT_LEN
     lines = [
         "| engine | total tok/s (best of rounds) | output tok/s | median of rounds, total tok/s | median TTFT |",
@@ -163,13 +179,15 @@ def main() -> None:
     ]
     for name, seconds, ttft in (
         (f"quire {quire.__version__}, `quire serve` over HTTP", ours, f"{statistics.median(firsts):.2f} s"),
+        (f"quire {quire.__version__}, `LLM.generate`", offline, "-"),
         (f"transformers {transformers.__version__}, generate, static batch", theirs, "-"),
     ):
         best, median = min(seconds), statistics.median(seconds)
         lines.append(f"| {name} | {total / best:,.0f} | {output / best:,.0f} | {total / median:,.0f} | {ttft} |")
     lines += [
         "",
-        f"Ratio of the bests: {min(theirs) / min(ours):.2f}. Exec to ready: {ready:.1f} s.",
+        f"Ratio of the bests to transformers: {min(theirs) / min(ours):.2f} over HTTP, {min(theirs) / min(offline):.2f} offline."
+        f" Exec to ready: {ready:.1f} s.",
         f"{PROMPTS} prompts of {PROMPT_LEN} tokens, {OUTPUT_LEN} new tokens each, bfloat16; {args.rounds} rounds each;"
         f" torch {torch.__version__}, Python {platform.python_version()}, {os.cpu_count()} CPU cores.",
         f"Command: `python benchmarks/cpu_125m.py --rounds {args.rounds}`",

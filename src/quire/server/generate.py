@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
@@ -72,7 +73,7 @@ class Call(Generic[R]):
         }
 
 
-class GenerateRoute(Generic[R]):
+class GenerateRoute(ABC, Generic[R]):
     """An ASGI endpoint. Subclasses say how prompts are made and how choices look.
 
     Args:
@@ -108,17 +109,17 @@ class GenerateRoute(Generic[R]):
 
     # ---- for subclasses ------------------------------------------------------------------------------------------
 
+    @abstractmethod
     async def prepare(self, call: Call[R]) -> list[PreparedRequest]:
         """The prompts as tokens."""
-        raise NotImplementedError
 
+    @abstractmethod
     def choice(self, call: Call[R], index: int, delta: Delta) -> dict[str, Any]:
         """A whole choice of a plain answer."""
-        raise NotImplementedError
 
+    @abstractmethod
     def writer(self, call: Call[R], index: int) -> ChoiceWriter:
         """The chunks of one choice of a stream."""
-        raise NotImplementedError
 
     # ---- both forms ----------------------------------------------------------------------------------------------
 
@@ -153,12 +154,12 @@ class GenerateRoute(Generic[R]):
         await out.end(last + DONE)
 
 
-class ChoiceWriter:
+class ChoiceWriter(ABC):
     """Turns one choice's deltas into events; subclasses know the shape."""
 
+    @abstractmethod
     def chunks(self, delta: Delta, usage: dict[str, Any] | None) -> bytes:
         """The events for a delta; empty where there is nothing to tell yet."""
-        raise NotImplementedError
 
 
 @contextmanager

@@ -16,6 +16,7 @@ import torch
 from quire.messages import StepPlan
 from quire.worker.batch import Batch
 from quire.worker.rows import Rows
+from quire.worker.transfer import upload
 
 
 def build_batch(plan: StepPlan, rows: Rows, kv: tuple[torch.Tensor, ...]) -> Batch:
@@ -26,7 +27,8 @@ def build_batch(plan: StepPlan, rows: Rows, kv: tuple[torch.Tensor, ...]) -> Bat
     np.cumsum(counts, out=query_starts[1:])
     request = np.repeat(np.arange(num_requests), counts)
     logits_index = query_starts[1:][np.asarray(plan.samples, dtype=np.int64)] - 1
-    packed = _upload(np.concatenate([np.asarray(plan.rows), query_starts, request, logits_index]), rows.lens.device)
+    host = np.concatenate([np.asarray(plan.rows), query_starts, request, logits_index])
+    packed = upload(torch.from_numpy(host), rows.lens.device)
     sizes = [num_requests, num_requests + 1, num_tokens, len(plan.samples)]
     row_of, starts_of, request_of, logits_of = packed.split(sizes)
 
@@ -50,8 +52,3 @@ def build_batch(plan: StepPlan, rows: Rows, kv: tuple[torch.Tensor, ...]) -> Bat
         counts=tuple(plan.counts),
         kv_bounds=bounds,
     )
-
-
-def _upload(host: np.ndarray, device: torch.device) -> torch.Tensor:
-    tensor = torch.from_numpy(host)
-    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from quire.messages import NewBlocks, NewRow
+from quire.worker.transfer import upload
 
 
 class Rows:
@@ -57,8 +58,7 @@ class Rows:
 
 def to_device(values: Sequence[int], device: torch.device, dtype: torch.dtype = torch.int64) -> torch.Tensor:
     """Host integers on the device, without waiting for it."""
-    host = torch.tensor(values, dtype=dtype)
-    return host if device.type == "cpu" else host.pin_memory().to(device, non_blocking=True)
+    return upload(torch.tensor(values, dtype=dtype), device)
 
 
 def _scatter(table: torch.Tensor, places: Sequence[tuple[int, int]], values: Sequence[np.ndarray]) -> None:
@@ -70,9 +70,5 @@ def _scatter(table: torch.Tensor, places: Sequence[tuple[int, int]], values: Seq
             for (row, column), v in zip(places, values, strict=True)
         ]
     )
-    flat = torch.from_numpy(index)
-    data = torch.from_numpy(np.concatenate(values))
-    if table.device.type != "cpu":
-        flat = flat.pin_memory().to(table.device, non_blocking=True)
-        data = data.pin_memory().to(table.device, non_blocking=True)
-    table.view(-1)[flat] = data
+    flat = upload(torch.from_numpy(index), table.device)
+    table.view(-1)[flat] = upload(torch.from_numpy(np.concatenate(values)), table.device)

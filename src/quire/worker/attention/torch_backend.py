@@ -15,6 +15,7 @@ import torch
 from quire.worker.attention.pieces import Piece, attend, chunk_pieces, decode_pieces
 from quire.worker.attention.protocol import AttentionSpec, GraphSupport, KVSpec
 from quire.worker.batch import Batch
+from quire.worker.transfer import upload
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +69,7 @@ class TorchAttention:
 
 def _place(piece: Piece, device: torch.device) -> _Placed:
     tokens = torch.tensor(piece.tokens)[:, None] + torch.arange(piece.count)
-    return _Placed(piece, *_to(device, torch.tensor(piece.requests), tokens))
-
-
-def _to(device: torch.device, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    if device.type == "cpu":
-        return tensors
-    return tuple(tensor.pin_memory().to(device, non_blocking=True) for tensor in tensors)
+    return _Placed(piece, upload(torch.tensor(piece.requests), device), upload(tokens, device))
 
 
 def _columns(piece: Piece, query_positions: torch.Tensor, block_size: int, window: int | None) -> torch.Tensor:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from quire.messages import TokenLogprobs
+from quire.worker.transfer import upload
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ def gather_logprobs(
     logits: torch.Tensor, token_ids: torch.Tensor, wanted: tuple[tuple[int, int], ...]
 ) -> LogprobTensors:
     """For raw logits [samples, vocab] and chosen tokens [samples], the lines that `wanted` asks for."""
-    lines = torch.tensor([sample for sample, _ in wanted], device=logits.device)
+    lines = upload(torch.tensor([sample for sample, _ in wanted]), logits.device)
     values, chosen = logits[lines].float(), token_ids[lines, None]
     log_mass = values.logsumexp(dim=1, keepdim=True)
     of_chosen = values.gather(1, chosen)

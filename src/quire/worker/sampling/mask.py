@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from quire.worker.sampling.protocol import SamplingBatch
+from quire.worker.transfer import upload
 
 
 def apply_masks(logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
@@ -15,7 +16,7 @@ def apply_masks(logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
     vocab = logits.shape[1]
     bits = np.stack([np.frombuffer(mask, dtype=np.uint8) for mask in batch.masks.values()])
     allowed = np.unpackbits(bits, axis=1, bitorder="little")[:, :vocab].astype(bool)
-    index = torch.tensor(list(batch.masks), device=logits.device)
-    forbidden = torch.from_numpy(~allowed).to(logits.device, non_blocking=True)
+    index = upload(torch.tensor(list(batch.masks)), logits.device)
+    forbidden = upload(torch.from_numpy(~allowed), logits.device)
     logits[index] = logits[index].masked_fill(forbidden, float("-inf"))
     return logits

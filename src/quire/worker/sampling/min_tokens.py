@@ -6,6 +6,7 @@ import torch
 
 from quire.messages import NewRow
 from quire.worker.sampling.protocol import Column, SamplingBatch, Stage
+from quire.worker.transfer import upload
 
 
 class MinTokens(Stage):
@@ -32,7 +33,7 @@ class MinTokens(Stage):
     def apply(self, logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
         """-inf at (sample, stop token) wherever it is too early."""
         pairs = [(i, token) for i, row in enumerate(batch.row_list) for token in self._stop_ids[row]]
-        sample, token = torch.tensor(pairs, device=logits.device).T
+        sample, token = upload(torch.tensor(pairs), logits.device).T
         early = (batch.positions < self._until.of(batch.rows))[sample]
         logits[sample, token] = logits[sample, token].masked_fill(early, float("-inf"))
         return logits

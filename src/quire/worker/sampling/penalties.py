@@ -13,6 +13,7 @@ import torch
 
 from quire.messages import NewRow
 from quire.worker.sampling.protocol import Column, SamplingBatch, Stage
+from quire.worker.transfer import upload
 
 PROMPT = 1 << 24
 
@@ -43,7 +44,7 @@ class Penalties(Stage):
         tokens = np.frombuffer(new.tokens, dtype=np.int32)
         counts = np.bincount(tokens[new.num_prompt :], minlength=self._shape[1]).astype(np.int32)
         counts[np.unique(tokens[: new.num_prompt])] += PROMPT
-        self._seen[new.row] = torch.from_numpy(counts).to(self._device, non_blocking=True)
+        self._seen[new.row] = upload(torch.from_numpy(counts), self._device)
 
     def clear(self, row: int) -> None:
         """No penalties; what the table says of the row no longer matters."""

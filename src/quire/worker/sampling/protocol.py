@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from quire.messages import NewRow
+from quire.worker.transfer import upload
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,24 +29,26 @@ class SamplingBatch:
     masks: dict[int, bytes]
 
 
-class Stage:
+class Stage(ABC):
     """One change to the logits. It owns whatever it must know of each row."""
 
+    @abstractmethod
     def wants(self, new: NewRow) -> bool:
         """Whether this row needs the stage. A stage that no row of the step needs is skipped."""
-        raise NotImplementedError
 
+    @abstractmethod
     def start(self, new: NewRow) -> None:
         """A row that wants the stage begins: remember its values."""
 
+    @abstractmethod
     def clear(self, row: int) -> None:
         """The row is used by a request that does not want the stage: back to neutral values."""
 
+    @abstractmethod
     def apply(self, logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
         """Logits [samples, vocab] float32, changed in place or anew. Rows with neutral values stay as they are."""
-        raise NotImplementedError
 
-    def observe(self, batch: SamplingBatch, token_ids: torch.Tensor) -> None:
+    def observe(self, batch: SamplingBatch, token_ids: torch.Tensor) -> None:  # noqa: B027 - most stages do not care
         """These tokens [samples] were sampled."""
 
 
@@ -72,6 +76,5 @@ class Column:
         """The values of these rows, on the device."""
         if self._changed:
             self._changed = False
-            copy = torch.from_numpy(self.host.copy())
-            self._table = copy if self._device.type == "cpu" else copy.pin_memory().to(self._device, non_blocking=True)
+            self._table = upload(torch.from_numpy(self.host.copy()), self._device)
         return self._table[rows]

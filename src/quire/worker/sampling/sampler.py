@@ -15,6 +15,7 @@ from quire.worker.sampling.min_tokens import MinTokens
 from quire.worker.sampling.penalties import Penalties
 from quire.worker.sampling.protocol import Column, SamplingBatch, Stage
 from quire.worker.sampling.truncate import MinP, Temperature, TopKTopP
+from quire.worker.transfer import upload
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,7 @@ class Sampler:
         drawn = draw(logits, uniform(self._seeds.of(batch.rows), batch.positions))
         if random.all():
             return drawn
-        greedy = torch.from_numpy(~random).to(logits.device, non_blocking=True)
+        greedy = upload(torch.from_numpy(~random), logits.device)
         return torch.where(greedy, most_likely(logits), drawn)
 
 
