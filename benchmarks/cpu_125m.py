@@ -186,8 +186,8 @@ def main() -> None:
         lines.append(f"| {name} | {total / best:,.0f} | {output / best:,.0f} | {total / median:,.0f} | {ttft} |")
     lines += [
         "",
-        f"Ratio of the bests to transformers: {min(theirs) / min(ours):.2f} over HTTP, {min(theirs) / min(offline):.2f} offline."
-        f" Exec to ready: {ready:.1f} s.",
+        f"Best of ours to best of transformers: {min(theirs) / min(ours):.2f} over HTTP,"
+        f" {min(theirs) / min(offline):.2f} offline. Exec to ready: {ready:.1f} s.",
         f"{PROMPTS} prompts of {PROMPT_LEN} tokens, {OUTPUT_LEN} new tokens each, bfloat16; {args.rounds} rounds each;"
         f" torch {torch.__version__}, Python {platform.python_version()}, {os.cpu_count()} CPU cores.",
         f"Command: `python benchmarks/cpu_125m.py --rounds {args.rounds}`",
