@@ -23,7 +23,7 @@ class TimeLimitExceeded(Exception):
 
 
 class _Interrupt(BaseException):
-    """Raised into the overrunning thread; no BaseException, so that `except Exception` does not keep it."""
+    """Raised into the overrunning thread; not an Exception, so that `except Exception` does not keep it."""
 
 
 class _Job:
