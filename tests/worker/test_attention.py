@@ -16,6 +16,7 @@ from quire.worker.attention.pieces import MAX_GATHER_TOKENS, chunk_pieces, decod
 from quire.worker.attention.protocol import AttentionBackend, AttentionSpec, KVSpec
 from quire.worker.attention.select import BACKENDS, select_backend
 from quire.worker.attention.torch_backend import TorchAttention
+from quire.worker.batch import Batch
 
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU here")]
 KINDS = [CPUAttention, TorchAttention]
@@ -40,6 +41,14 @@ def naive(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spec: AttentionSpec
                 scores = spec.soft_cap * torch.tanh(scores / spec.soft_cap)
             out.append(torch.softmax(scores, 0) @ values)
     return torch.stack(out).view(len(q), -1)
+
+
+def attention(
+    backend: AttentionBackend, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, batch: Batch, spec: AttentionSpec
+) -> torch.Tensor:
+    """What one layer does, without norms and turns."""
+    qkv = torch.cat([x.flatten(1) for x in (q, k, v)], dim=1)
+    return backend.attend(*backend.store(qkv, None, None, batch.kv[0], batch, spec), batch.kv[0], batch, spec)
 
 
 @contextmanager
@@ -89,7 +98,7 @@ class World:
         )
         with no_waiting(self.device):
             batch = replace(batch, attention_plan=self.backend.plan(batch))
-            out = self.backend.forward(q, k, v, batch.kv[0], batch, self.spec)
+            out = attention(self.backend, q, k, v, batch, self.spec)
         assert out.shape == (sum(counts), self.spec.num_heads * self.spec.head_dim)
         errors = []
         parts = (x.split(counts) for x in (q, k, v, out))
@@ -138,7 +147,7 @@ def test_values_of_hidden_positions_do_not_matter(kind: type[AttentionBackend]) 
         outs = []
         for poison in (torch.nan, torch.inf, 0.0):
             batch.kv[0].copy_(torch.where(before.isfinite(), before, poison))
-            outs.append(pages.backend.forward(q, k, v, batch.kv[0], batch, spec))
+            outs.append(attention(pages.backend, q, k, v, batch, spec))
         batch.kv[0].copy_(torch.where(before.isfinite() | batch.kv[0].ne(0), batch.kv[0], torch.nan))
         assert torch.equal(outs[0], outs[1])
         assert torch.equal(outs[0], outs[2])
@@ -159,7 +168,7 @@ def test_what_the_window_has_passed_may_turn_to_nan(kind: type[AttentionBackend]
         q, k, v = torch.randn(count, 4, 16), torch.randn(count, 2, 16), torch.randn(count, 2, 16)
         if count == 20:
             k[:12], v[:12] = torch.nan, torch.nan
-        out = pages.backend.forward(q, k, v, batch.kv[0], batch, spec)
+        out = attention(pages.backend, q, k, v, batch, spec)
         assert out.isfinite().all() or count == 20
 
 

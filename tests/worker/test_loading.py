@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from quire.checkpoint import read_facts
 from quire.errors import ConfigError, QuireError, StartupError
 from quire.worker.attention.torch_backend import TorchAttention
+from quire.worker.kernels.plain import PlainKernels
 from quire.worker.layers.build import Build
 from quire.worker.loading.files import TensorFile
 from quire.worker.loading.header import read_header
@@ -43,7 +44,7 @@ def folder(original: Path, tmp_path: Path) -> Path:
 
 
 def load(folder: Path, **options: Any) -> torch.nn.Module:
-    build = Build(torch.float32, torch.device("cpu"), TorchAttention(), Unquantized())
+    build = Build(torch.float32, torch.device("cpu"), TorchAttention(), Unquantized(), PlainKernels())
     return load_model(folder, read_facts(folder), build, **options)
 
 
@@ -253,7 +254,7 @@ def load_plain(folder: Path) -> torch.nn.Module:
         def finish(self, layer: torch.nn.Module) -> None:
             pass
 
-    build = Build(torch.float32, torch.device("cpu"), TorchAttention(), Plain())
+    build = Build(torch.float32, torch.device("cpu"), TorchAttention(), Plain(), PlainKernels())
     return load_model(folder, read_facts(folder), build)
 
 

@@ -16,6 +16,7 @@ from quire.checkpoint import read_facts
 from quire.errors import ConfigError
 from quire.worker.attention.cpu_backend import CPUAttention
 from quire.worker.attention.torch_backend import TorchAttention
+from quire.worker.kernels.plain import PlainKernels
 from quire.worker.layers.build import Build
 from quire.worker.models.load import load_model
 from quire.worker.models.registry import MODELS
@@ -223,5 +224,5 @@ def test_every_row_of_the_registry_can_be_built(tmp_path: Path) -> None:
     checkpoints.write("llama31", tmp_path)
     for architecture in MODELS:
         change_config(tmp_path, architectures=[architecture], auto_map={"AutoModel": "evil--code.Model"})
-        build = Build(torch.float32, torch.device("cpu"), TorchAttention(), Unquantized())
+        build = Build(torch.float32, torch.device("cpu"), TorchAttention(), Unquantized(), PlainKernels())
         assert load_model(tmp_path, read_facts(tmp_path), build, load_format="dummy").kv_specs()

@@ -21,13 +21,13 @@ class Batch:
     """One step's inputs. Tensors live on the device; the host integers beside them are upper bounds.
 
     Attributes:
-        input_ids: [tokens] int64.
-        positions: [tokens] int64.
+        input_ids: [tokens].
+        positions: [tokens].
         slots: [tokens] int64; where this token's K and V go: block * block_size + offset.
-        rows: [requests] int64; the row of each request in the tables.
+        rows: [requests]; the row of each request in the tables.
         query_starts: [requests + 1] int32; cumulative token counts.
         kv_lens: [requests] int32; tokens that attention sees: computed before, plus this step's.
-        block_tables: [requests, blocks] int32; padding points to block 0.
+        block_tables: [rows, blocks] int32, of all rows: request r has line rows[r]; unused entries are block 0.
         logits_index: [samples] int64; the tokens whose hidden state becomes logits.
         kv: one KV tensor per layer, in the shape that the attention backend asked for.
         block_size: tokens per block.

@@ -33,11 +33,9 @@ def build_batch(plan: StepPlan, rows: Rows, kv: tuple[torch.Tensor, ...]) -> Bat
     row_of, starts_of, request_of, logits_of = packed.split(sizes)
 
     bounds = tuple(start + count for start, count in zip(plan.starts, plan.counts, strict=True))
-    width = -(-max(bounds) // rows.block_size)
     computed = rows.computed[row_of].long()
     positions = computed[request_of] + torch.arange(num_tokens, device=packed.device) - starts_of[request_of]
-    tables = rows.blocks[row_of, :width]
-    block = tables[request_of, positions // rows.block_size].long()
+    block = rows.blocks[row_of[request_of], positions // rows.block_size].long()
     return Batch(
         input_ids=rows.tokens[row_of[request_of], positions].long(),
         positions=positions,
@@ -45,7 +43,7 @@ def build_batch(plan: StepPlan, rows: Rows, kv: tuple[torch.Tensor, ...]) -> Bat
         rows=row_of,
         query_starts=starts_of.int(),
         kv_lens=(computed + starts_of.diff()).int(),
-        block_tables=tables,
+        block_tables=rows.blocks,
         logits_index=logits_of,
         kv=kv,
         block_size=rows.block_size,

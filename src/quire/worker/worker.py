@@ -16,6 +16,7 @@ from quire.messages import NewRow, StepPlan, pack_ids
 from quire.params import SamplingParams
 from quire.worker.attention.protocol import AttentionBackend
 from quire.worker.attention.select import select_backend
+from quire.worker.kernels.select import kernels_for
 from quire.worker.layers.build import Build
 from quire.worker.memory import GpuBudget, KVLayout, allocate_kv, cpu_available_bytes, plan_kv
 from quire.worker.models.load import load_model
@@ -59,7 +60,7 @@ class Worker:
         sizes = pick_sizes(config.scheduler, self.device)
         max_model_len = pick_max_model_len(config.model.max_model_len, model_facts.max_model_len)
         backend = select_backend(self.device)
-        build = Build(dtype=dtype, device=self.device, backend=backend, scheme=Unquantized())
+        build = Build(dtype=dtype, device=self.device, backend=backend, scheme=Unquantized(), kernels=kernels_for(self.device))
         model = load_model(
             folder,
             model_facts,

@@ -23,8 +23,9 @@ import torch
 import torch.nn.functional as F
 
 from quire.worker.attention.pieces import Piece, attend, chunk_pieces, decode_pieces, wide
-from quire.worker.attention.protocol import AttentionSpec, GraphSupport, KVSpec
+from quire.worker.attention.protocol import AttentionSpec, GraphSupport, HeadNorms, KVSpec, Turn
 from quire.worker.batch import Batch
+from quire.worker.kernels.plain import split_heads
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +75,28 @@ class CPUAttention:
         page, offset = batch.slots // batch.block_size, batch.slots % batch.block_size
         return _Plan(page, offset, tuple(decode_pieces(batch)), tuple(chunk_pieces(batch)))
 
-    def forward(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kv: torch.Tensor, batch: Batch, spec: AttentionSpec
-    ) -> torch.Tensor:
+    def store(
+        self,
+        qkv: torch.Tensor,
+        norms: HeadNorms | None,
+        turn: Turn | None,
+        kv: torch.Tensor,
+        batch: Batch,
+        spec: AttentionSpec,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """See the protocol."""
+        q, k, v = split_heads(qkv, norms, turn, spec.num_heads, spec.num_kv_heads, spec.head_dim)
         plan: _Plan = batch.attention_plan
         k_pages, v_pages = _pages(kv, batch.block_size, spec)
         k_pages[plan.page, :, :, plan.offset] = k
         v_pages[plan.page, :, plan.offset] = v
+        return q, k, v
+
+    def attend(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kv: torch.Tensor, batch: Batch, spec: AttentionSpec
+    ) -> torch.Tensor:
+        """See the protocol."""
+        plan: _Plan = batch.attention_plan
         if spec not in plan.bags:
             plan.bags[spec] = tuple(_make_bags(piece, kv.shape[1], batch, spec) for piece in plan.decodes)
         out = torch.empty_like(q)
@@ -111,7 +126,7 @@ def _make_bags(piece: Piece, num_pages: int, batch: Batch, spec: AttentionSpec) 
         first = (position - window + 1).clamp(min=0) // size
         width = min(width, (window - 1) // size + 2)
     columns = first + torch.arange(width)  # [requests, blocks]
-    tables = batch.block_tables[requests]
+    tables = batch.block_tables[batch.rows[requests], : -(-piece.bound // size)]
     blocks = tables.gather(1, columns.clamp(max=tables.shape[1] - 1)).long()
     keys = (columns[:, :, None] * size + torch.arange(size)).flatten(1)  # [requests, positions]
     hidden = keys > position if window is None else (keys > position) | (keys <= position - window)
@@ -169,7 +184,7 @@ def _chunk(
         own = (k[token : token + count], v[token : token + count])
         return _causal(queries, *own, spec)  # nothing was cached before: no need to read it back
     low = 0 if spec.window is None else max(0, first - spec.window + 1) // size
-    blocks = batch.block_tables[request, low : -(-(first + count) // size)].long()
+    blocks = batch.block_tables[batch.rows[request], low : -(-(first + count) // size)].long()
     k_pages, v_pages = _pages(kv, size, spec)
     keys = k_pages[blocks].permute(1, 0, 3, 2).flatten(1, 2)  # [kv_heads, keys, head_dim]
     values = v_pages[blocks].transpose(0, 1).flatten(1, 2)

@@ -39,6 +39,13 @@ class KVSpec:
         return 2 * self.num_kv_heads * self.head_dim * self.dtype.itemsize
 
 
+HeadNorms = tuple[torch.Tensor, torch.Tensor, float]
+"""RMSNorm of each head of q and k: both weights [head_dim], eps."""
+
+Turn = tuple[torch.Tensor, torch.Tensor]
+"""cos and sin of each token [tokens, head_dim / 2]."""
+
+
 class AttentionBackend(Protocol):
     """Paged attention. `name` is what --attention-backend would say."""
 
@@ -51,13 +58,27 @@ class AttentionBackend(Protocol):
     def plan(self, batch: Batch) -> Any:
         """Once per step, before the first layer: whatever all layers share. Becomes `batch.attention_plan`."""
 
-    def forward(
+    def store(
         self,
-        q: torch.Tensor,  # [tokens, num_heads, head_dim]
-        k: torch.Tensor,  # [tokens, num_kv_heads, head_dim]
-        v: torch.Tensor,  # [tokens, num_kv_heads, head_dim]
+        qkv: torch.Tensor,  # [tokens, (num_heads + 2 * num_kv_heads) * head_dim]
+        norms: HeadNorms | None,
+        turn: Turn | None,
         kv: torch.Tensor,  # kv_shape(...)
         batch: Batch,
         spec: AttentionSpec,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Normalise and turn q and k, and write k and v into the cache at `batch.slots`.
+
+        Returns q, k, v [tokens, heads, head_dim]; k and v are as good as the cache for a backend that wants them.
+        """
+
+    def attend(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        kv: torch.Tensor,
+        batch: Batch,
+        spec: AttentionSpec,
     ) -> torch.Tensor:  # [tokens, num_heads * head_dim]
-        """Write k and v into the cache at `batch.slots`, then attend causally over each request's own tokens."""
+        """After `store`: causally over each request's own tokens."""

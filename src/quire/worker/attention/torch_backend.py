@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import torch
 
 from quire.worker.attention.pieces import Piece, attend, chunk_pieces, decode_pieces
-from quire.worker.attention.protocol import AttentionSpec, GraphSupport, KVSpec
+from quire.worker.attention.protocol import AttentionSpec, GraphSupport, HeadNorms, KVSpec, Turn
 from quire.worker.batch import Batch
+from quire.worker.kernels.plain import split_heads
 from quire.worker.transfer import upload
 
 
@@ -41,13 +42,26 @@ class TorchAttention:
         """The pieces, by host bounds alone; only indices go to the device."""
         return tuple(_place(piece, batch.positions.device) for piece in (*decode_pieces(batch), *chunk_pieces(batch)))
 
-    def forward(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kv: torch.Tensor, batch: Batch, spec: AttentionSpec
-    ) -> torch.Tensor:
+    def store(
+        self,
+        qkv: torch.Tensor,
+        norms: HeadNorms | None,
+        turn: Turn | None,
+        kv: torch.Tensor,
+        batch: Batch,
+        spec: AttentionSpec,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """See the protocol."""
+        q, k, v = split_heads(qkv, norms, turn, spec.num_heads, spec.num_kv_heads, spec.head_dim)
         flat = kv.view(-1, 2, spec.num_kv_heads, spec.head_dim)
         flat[:, 0].index_copy_(0, batch.slots, k)
         flat[:, 1].index_copy_(0, batch.slots, v)
+        return q, k, v
+
+    def attend(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kv: torch.Tensor, batch: Batch, spec: AttentionSpec
+    ) -> torch.Tensor:
+        """See the protocol."""
         out = torch.empty_like(q)
         for placed in batch.attention_plan:
             out[placed.tokens] = self._piece(q[placed.tokens], kv, placed, batch, spec)
@@ -58,7 +72,8 @@ class TorchAttention:
     ) -> torch.Tensor:
         query_positions = batch.positions[placed.tokens]  # [requests, count]
         columns = _columns(placed.piece, query_positions, batch.block_size, spec.window)  # [requests, blocks]
-        tables = batch.block_tables[placed.requests].long()
+        width = -(-placed.piece.bound // batch.block_size)
+        tables = batch.block_tables[batch.rows[placed.requests], :width].long()
         blocks = tables.gather(1, columns.clamp(max=tables.shape[1] - 1))
         keys = columns[:, :, None] * batch.block_size + torch.arange(batch.block_size, device=kv.device)
         visible = _visible(query_positions, keys.flatten(1), spec.window)  # [requests, count, keys]

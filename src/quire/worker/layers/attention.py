@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from quire.worker.attention.protocol import AttentionSpec, KVSpec
+from quire.worker.attention.protocol import AttentionSpec, HeadNorms, KVSpec, Turn
 from quire.worker.batch import Batch
 from quire.worker.layers.build import Build
 
@@ -25,9 +25,12 @@ class Attention(nn.Module):
 
     def forward(
         self,
-        q: torch.Tensor,  # [tokens, num_heads, head_dim]
-        k: torch.Tensor,  # [tokens, num_kv_heads, head_dim]
-        v: torch.Tensor,  # [tokens, num_kv_heads, head_dim]
+        qkv: torch.Tensor,  # [tokens, (num_heads + 2 * num_kv_heads) * head_dim]
         batch: Batch,
+        *,
+        norms: HeadNorms | None = None,
+        turn: Turn | None = None,
     ) -> torch.Tensor:  # [tokens, num_heads * head_dim]
-        return self._backend.forward(q, k, v, batch.kv[self.index], batch, self.spec)
+        kv = batch.kv[self.index]
+        q, k, v = self._backend.store(qkv, norms, turn, kv, batch, self.spec)
+        return self._backend.attend(q, k, v, kv, batch, self.spec)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from quire.checkpoint import Fields
@@ -21,16 +20,17 @@ from quire.worker.layers.build import Build
 from quire.worker.layers.embedding import Embedding, TiedHead
 from quire.worker.layers.linear import Linear
 from quire.worker.layers.norm import RMSNorm
-from quire.worker.layers.rope import RotaryEmbedding, apply_rope
+from quire.worker.layers.rope import RotaryEmbedding
 
-ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "silu": F.silu,
-    "swish": F.silu,
-    "relu": F.relu,
-    "gelu": F.gelu,
-    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
-    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+ACTIVATIONS = {
+    "silu": "silu",
+    "swish": "silu",
+    "relu": "relu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
 }
+"""hidden_act of a config to the name that kernels know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,18 +133,14 @@ class SelfAttention(nn.Module):
         self.k_norm = RMSNorm(dim, shape.norm_eps, build) if qk_norm else None
         spec = AttentionSpec(heads, kv_heads, dim, scale=dim**-0.5, window=window)
         self.attention = Attention(spec, index, build)
-        self.heads = (heads, kv_heads, kv_heads)
-        self.head_dim = dim
 
     def forward(
         self, hidden: torch.Tensor, turn: tuple[torch.Tensor, torch.Tensor], batch: Batch
     ) -> torch.Tensor:  # [tokens, hidden], cos and sin -> [tokens, hidden]
-        qkv = self.qkv_proj(hidden)
-        q, k, v = qkv.view(len(qkv), -1, self.head_dim).split(self.heads, dim=1)  # [tokens, heads, head_dim]
+        norms = None
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = apply_rope(q, *turn), apply_rope(k, *turn)
-        return self.o_proj(self.attention(q, k, v, batch))
+            norms = (self.q_norm.weight, self.k_norm.weight, self.q_norm.eps)
+        return self.o_proj(self.attention(self.qkv_proj(hidden), batch, norms=norms, turn=turn))
 
 
 class GatedMLP(nn.Module):
@@ -156,10 +152,10 @@ class GatedMLP(nn.Module):
         self.gate_up_proj = Linear(shape.hidden_size, (width, width), build, bias=bias)
         self.down_proj = Linear(width, (shape.hidden_size,), build, bias=bias, cut=1)
         self.activation = ACTIVATIONS[shape.activation]
+        self._kernels = build.kernels
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # [tokens, hidden] -> [tokens, hidden]
-        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
-        return self.down_proj(self.activation(gate).mul_(up))
+        return self.down_proj(self._kernels.gated(self.gate_up_proj(x), self.activation))
 
 
 class DecoderLayer(nn.Module):
@@ -215,7 +211,7 @@ class CausalLM(nn.Module):
         self.model = Decoder(shape, config, build, layer)
         self.tied = shape.tied
         if shape.tied:
-            self.lm_head: nn.Module = TiedHead(self.model.embed_tokens)
+            self.lm_head: nn.Module = TiedHead(self.model.embed_tokens, build)
         else:
             self.lm_head = Linear(shape.hidden_size, (shape.vocab_size,), build)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from quire.worker.attention.protocol import AttentionBackend
+from quire.worker.kernels.protocol import Kernels
 from quire.worker.quantization.protocol import Scheme
 
 
@@ -17,9 +18,11 @@ class Build:
     device: where parameters are made.
     backend: attention for every layer.
     scheme: how linear layers keep their weights.
+    kernels: the operations between them.
     """
 
     dtype: torch.dtype
     device: torch.device
     backend: AttentionBackend
     scheme: Scheme
+    kernels: Kernels

@@ -26,9 +26,10 @@ class Embedding(nn.Module):
 class TiedHead(nn.Module):
     """Logits by the embedding's own matrix: no parameter of its own, the same storage."""
 
-    def __init__(self, embedding: Embedding) -> None:
+    def __init__(self, embedding: Embedding, build: Build) -> None:
         super().__init__()
+        self._kernels = build.kernels
         self._shared = (embedding,)  # in a tuple, so that it is not a submodule here as well
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:  # [n, hidden] -> [n, vocab]
-        return F.linear(hidden, self._shared[0].weight)
+        return self._kernels.linear(hidden, self._shared[0].weight, None)

@@ -29,6 +29,7 @@ class Linear(nn.Module):
         self.cut = cut
         self.dtype = build.dtype
         self.device = build.device
+        self.kernels = build.kernels
         self._scheme = build.scheme
         self._scheme.params(self)
 

@@ -16,25 +16,11 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.weight = parameter((size,), dtype=build.dtype, device=build.device)
         self.eps = eps
+        self._kernels = build.kernels
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # [..., size] -> [..., size]
-        return rms_norm(x, self.weight, self.eps)
+        return self._kernels.rms_norm(x, self.weight, self.eps)
 
     def add(self, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(norm of x + residual, x + residual): the step between two blocks."""
-        return add_rms_norm(x, residual, self.weight, self.eps)
-
-
-def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """x [..., size] normalised; statistics in float32, result in x's format."""
-    wide = x.float()
-    wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
-    return wide.to(x.dtype).mul_(weight)
-
-
-def add_rms_norm(
-    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(rms_norm(x + residual), x + residual)."""
-    total = x + residual
-    return rms_norm(total, weight, eps), total
+        """(norm of x + residual, x + residual): the step between two blocks. `residual` is used up."""
+        return self._kernels.add_rms_norm(x, residual, self.weight, self.eps)

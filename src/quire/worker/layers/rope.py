@@ -43,23 +43,12 @@ class RotaryEmbedding(nn.Module):
         positions = config.integer("max_position_embeddings")
         frequency, self.scale = FREQUENCIES[kind](_plain(head_dim, base), rope, base, positions)
         self.dtype = build.dtype
+        self._kernels = build.kernels
         self.frequency = nn.Buffer(frequency.to(build.device), persistent=False)  # [head_dim / 2] float32
 
     def forward(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """positions [tokens] -> cos, sin [tokens, head_dim / 2]."""
-        angle = positions[:, None].float() * self.frequency
-        return (angle.cos() * self.scale).to(self.dtype), (angle.sin() * self.scale).to(self.dtype)
-
-
-def apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Turn the heads x [tokens, heads, head_dim] by cos, sin [tokens, head_dim / 2]."""
-    cos, sin = cos[:, None], sin[:, None]
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    a, b = x.chunk(2, dim=-1)
-    real, imaginary = out.chunk(2, dim=-1)
-    torch.mul(a, cos, out=real).addcmul_(b, sin, value=-1)
-    torch.mul(b, cos, out=imaginary).addcmul_(a, sin)
-    return out
+        return self._kernels.turns(positions, self.frequency, self.scale, self.dtype)
 
 
 Frequencies = tuple[torch.Tensor, float]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from quire.worker.quantization.protocol import Shard, parameter
@@ -36,7 +35,7 @@ class Unquantized:
     def apply(self, layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
         if layer.weight.is_mkldnn:
             return torch.ops.mkldnn._linear_pointwise(x, layer.weight, layer.bias, "none", [], "")
-        return F.linear(x, layer.weight, layer.bias)
+        return layer.kernels.linear(x, layer.weight, layer.bias)
 
 
 def _packable(dtype: torch.dtype) -> bool:

@@ -37,7 +37,7 @@ class Scheme(Protocol):
         """Give the layer its empty parameters, each made by `parameter`.
 
         The layer says what they are for: in_features, out_parts (widths of the fused outputs), has_bias, dtype (of
-        the activations), device, and cut, the dimension of [out, in] along which several devices would share it.
+        the activations), device, kernels, and cut, the dimension of [out, in] along which several devices would share it.
         """
 
     def finish(self, layer: nn.Module) -> None:

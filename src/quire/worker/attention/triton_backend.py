@@ -1,0 +1,151 @@
+"""Paged attention for GPUs, by our Triton kernels.
+
+    kv      [num_blocks, 2, num_kv_heads, block_size, head_dim]      a head's part of a page lies together
+
+A step is cut in two: requests with one new token go to the decode kernel, longer ones, in tiles of queries, to the
+prefill kernel. Lengths are read on the device; the host knows only how many tokens each request runs, so a step in
+which all run one needs nothing from it and can be captured.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from quire.worker.attention.protocol import AttentionSpec, GraphSupport, HeadNorms, KVSpec, Turn
+from quire.worker.batch import Batch
+from quire.worker.kernels.decode_attention import (
+    DecodePlan,
+    DecodeScratch,
+    DecodeTiles,
+    decode_attention,
+    plan_decode,
+)
+from quire.worker.kernels.prefill_attention import PrefillTiles, prefill_attention
+from quire.worker.kernels.rope import norm_turn_store
+from quire.worker.transfer import upload
+
+PROGRAMS_PER_PROCESSOR = 2
+"""Decode programs per multiprocessor that a split aims at."""
+
+MIN_SPLIT = 64
+"""Fewest tokens that are worth a program of their own."""
+
+DECODE_TILES = {2: DecodeTiles(block=64, warps=2, stages=3), 4: DecodeTiles(block=32, warps=4, stages=2)}
+PREFILL_TILES = {2: PrefillTiles(128, 64, 4, 3), 4: PrefillTiles(64, 32, 4, 2)}
+"""By bytes per element, measured on an H200 (benchmarks/NOTES.md)."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Tiles:
+    """Query tiles [tiles], int32: whose, and from which of its tokens of this step on."""
+
+    requests: torch.Tensor
+    starts: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What runs one token, None where nothing does; and tiles of the rest by tile size, made by the first layer."""
+
+    decode: DecodePlan | None
+    longer: np.ndarray
+    tiles: dict[int, _Tiles] = field(default_factory=dict)
+
+
+class TritonAttention:
+    """Owns the scratch memory of split requests, one for each shape of heads."""
+
+    name = "triton"
+    graphs: GraphSupport = "decode"
+
+    def __init__(self) -> None:
+        self._spec: KVSpec | None = None
+        self._group = 1
+        self._scratch: dict[tuple[int, int], DecodeScratch] = {}
+        self._all: torch.Tensor | None = None  # 0, 1, 2, ...: the requests of a step in which all decode
+
+    def kv_shape(self, spec: KVSpec, num_blocks: int, block_size: int) -> tuple[int, ...]:
+        """K pages, then V pages, of each block."""
+        if self._spec is None or spec.num_kv_heads < self._spec.num_kv_heads:
+            self._spec = spec
+        return (num_blocks, 2, spec.num_kv_heads, block_size, spec.head_dim)
+
+    def plan(self, batch: Batch) -> _Plan:
+        """Decode items are chosen on the device; which requests decode is known here."""
+        device = batch.positions.device
+        counts = np.asarray(batch.counts)
+        single, longer = np.flatnonzero(counts == 1), np.flatnonzero(counts > 1)
+        if not len(single):
+            return _Plan(None, longer)
+        if not len(longer):
+            requests = self._first(len(single), device)
+        else:
+            requests = upload(torch.from_numpy(single.astype(np.int32)), device)
+        step = max(tiles.block for tiles in DECODE_TILES.values())
+        return _Plan(plan_decode(requests, batch.kv_lens, self._extra(device), MIN_SPLIT, step), longer)
+
+    def store(
+        self,
+        qkv: torch.Tensor,
+        norms: HeadNorms | None,
+        turn: Turn | None,
+        kv: torch.Tensor,
+        batch: Batch,
+        spec: AttentionSpec,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """One kernel; q stays where it is, k and v go to the cache only."""
+        norm_turn_store(qkv, norms, turn, kv, batch.slots, spec.num_heads)
+        heads = qkv.view(len(qkv), -1, spec.head_dim)
+        q, k, v = heads.split((spec.num_heads, spec.num_kv_heads, spec.num_kv_heads), dim=1)
+        return q, k, v
+
+    def attend(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kv: torch.Tensor, batch: Batch, spec: AttentionSpec
+    ) -> torch.Tensor:
+        """At most two kernels."""
+        plan: _Plan = batch.attention_plan
+        out = torch.empty(len(q), spec.num_heads * spec.head_dim, dtype=q.dtype, device=q.device)
+        where = (batch.block_tables, batch.rows, batch.query_starts, batch.kv_lens)
+        how = {"scale": spec.scale, "window": spec.window, "soft_cap": spec.soft_cap}
+        if plan.decode is not None:
+            scratch = self._scratch_for(spec, q.device)
+            decode_attention(q, kv, out, *where, plan.decode, scratch, DECODE_TILES[q.element_size()], **how)
+        if len(plan.longer):
+            choice = PREFILL_TILES[q.element_size()]
+            size = choice.tokens(spec.num_heads // spec.num_kv_heads)
+            if size not in plan.tiles:
+                plan.tiles[size] = _make_tiles(plan.longer, batch, size)
+            tiles = plan.tiles[size]
+            prefill_attention(q, kv, out, *where, tiles.requests, tiles.starts, choice, **how)
+        return out
+
+    def _extra(self, device: torch.device) -> int:
+        """How many items more than requests a step may have."""
+        processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
+        heads = self._spec.num_kv_heads if self._spec else 1
+        return -(-PROGRAMS_PER_PROCESSOR * processors // heads)
+
+    def _first(self, count: int, device: torch.device) -> torch.Tensor:
+        if self._all is None or len(self._all) < count:
+            self._all = torch.arange(max(4096, count), dtype=torch.int32, device=device)
+        return self._all[:count]
+
+    def _scratch_for(self, spec: AttentionSpec, device: torch.device) -> DecodeScratch:
+        key = (spec.num_heads, spec.head_dim)
+        if key not in self._scratch:
+            self._scratch[key] = DecodeScratch.make(self._extra(device), *key, device)
+        return self._scratch[key]
+
+
+def _make_tiles(longer: np.ndarray, batch: Batch, size: int) -> _Tiles:
+    """Tiles of `size` queries, those that see most keys first, so that the short ones fill the gaps at the end."""
+    counts, bounds = np.asarray(batch.counts), np.asarray(batch.kv_bounds)
+    num = -(-counts[longer] // size)
+    requests = np.repeat(longer, num)
+    starts = (np.arange(len(requests)) - np.repeat(np.cumsum(num) - num, num)) * size
+    order = np.argsort(counts[requests] - bounds[requests] - starts, kind="stable")
+    host = np.stack([requests[order], starts[order]]).astype(np.int32)
+    return _Tiles(*upload(torch.from_numpy(host), batch.positions.device).unbind())

@@ -1,0 +1,81 @@
+"""The plain-torch twin of every kernel that layers use: the reference, and what a CPU runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+}
+"""By the names that kernels know."""
+
+
+class PlainKernels:
+    """See `protocol.Kernels`."""
+
+    name = "torch"
+
+    def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """One matrix product."""
+        return F.linear(x, weight, bias)
+
+    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        """Statistics in float32, result in x's format."""
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+        return wide.to(x.dtype).mul_(weight)
+
+    def add_rms_norm(
+        self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The sum is a new tensor here."""
+        total = x + residual
+        return self.rms_norm(total, weight, eps), total
+
+    def gated(self, x: torch.Tensor, kind: str) -> torch.Tensor:
+        """One product of the two halves."""
+        gate, up = x.chunk(2, dim=-1)
+        return ACTIVATIONS[kind](gate).mul_(up)
+
+    def turns(
+        self, positions: torch.Tensor, frequency: torch.Tensor, scale: float, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Angles in float32."""
+        angle = positions[:, None].float() * frequency
+        return (angle.cos() * scale).to(dtype), (angle.sin() * scale).to(dtype)
+
+
+def apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Turn the heads x [tokens, heads, head_dim] by cos, sin [tokens, head_dim / 2]."""
+    cos, sin = cos[:, None], sin[:, None]
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    a, b = x.chunk(2, dim=-1)
+    real, imaginary = out.chunk(2, dim=-1)
+    torch.mul(a, cos, out=real).addcmul_(b, sin, value=-1)
+    torch.mul(b, cos, out=imaginary).addcmul_(a, sin)
+    return out
+
+
+def split_heads(
+    qkv: torch.Tensor,  # [tokens, (heads + 2 * kv_heads) * head_dim]
+    norms: tuple[torch.Tensor, torch.Tensor, float] | None,
+    turn: tuple[torch.Tensor, torch.Tensor] | None,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """q, k, v [tokens, heads, head_dim]; q and k normalised and turned. The first half of `rope.norm_turn_store`."""
+    q, k, v = qkv.view(len(qkv), -1, head_dim).split((num_heads, num_kv_heads, num_kv_heads), dim=1)
+    if norms is not None:
+        q_weight, k_weight, eps = norms
+        plain = PlainKernels()
+        q, k = plain.rms_norm(q, q_weight, eps), plain.rms_norm(k, k_weight, eps)
+    if turn is not None:
+        q, k = apply_rope(q, *turn), apply_rope(k, *turn)
+    return q, k, v

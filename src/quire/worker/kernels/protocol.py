@@ -1,0 +1,32 @@
+"""What layers ask of a set of kernels. `plain.PlainKernels` is the reference, `fused.TritonKernels` the GPU's."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+
+class Kernels(Protocol):
+    """Operations on activations; x is contiguous, in the model's number format. None of them waits for the device."""
+
+    name: str
+
+    def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """x [tokens, in] @ weight [out, in].T + bias [out]."""
+
+    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        """weight * x / sqrt(mean(x^2) + eps) over the last dimension."""
+
+    def add_rms_norm(
+        self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(rms_norm(x + residual), x + residual); the sum may take the place of `residual`."""
+
+    def gated(self, x: torch.Tensor, kind: str) -> torch.Tensor:
+        """act(gate) * up of x [tokens, gate | up]; kind is silu, gelu, gelu_tanh or relu."""
+
+    def turns(
+        self, positions: torch.Tensor, frequency: torch.Tensor, scale: float, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos and sin [tokens, head_dim / 2] of positions [tokens] * frequency [head_dim / 2], times scale."""
