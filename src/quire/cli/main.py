@@ -14,6 +14,7 @@ from quire.version import __version__
 
 _COMMANDS = {
     "serve": "quire.cli.serve",
+    "bench": "quire.cli.bench",
     "completion": "quire.cli.completion",
 }
 """Command → module with `make_command()`; imported when the command is used or listed."""
