@@ -23,10 +23,12 @@ DEVICE = "cuda" if GPU else "cpu"
 FORMATS = [(torch.float32, 2e-5), (torch.float16, 0.01), *([(torch.bfloat16, 0.06)] if GPU else [])]
 
 
-@pytest.mark.parametrize("seed", range(200 if GPU else 25))
+@pytest.mark.parametrize("seed", range(60 if GPU else 25))
 def test_random_mixed_steps(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = random.Random(seed)
     monkeypatch.setattr(triton_backend, "MIN_SPLIT", rng.choice([16, 64]))
+    monkeypatch.setattr(triton_backend, "SPLIT_STEP", 16)
+    monkeypatch.setattr(triton_backend.TritonAttention, "_fill", lambda *_: rng.choice([0, 9]))
     kv_heads, group, dim = rng.choice([1, 2, 3]), rng.choice([1, 2, 3, 4, 7]), rng.choice([8, 16, 64, 80])
     spec = AttentionSpec(
         num_heads=kv_heads * group,

@@ -10,6 +10,7 @@ import torch
 pytest.importorskip("triton")
 
 from quire.worker.kernels.fused import TritonKernels
+from quire.worker.kernels.gemv import GemvTiles, gated_gemv, gemv
 from quire.worker.kernels.plain import ACTIVATIONS, PlainKernels, split_heads
 from quire.worker.kernels.rope import norm_turn_store
 from quire.worker.kernels.step import append, begin, gather
@@ -45,7 +46,11 @@ def close(found: torch.Tensor, expected: torch.Tensor) -> None:
 @pytest.mark.parametrize("dtype", FORMATS)
 @pytest.mark.parametrize(("lines", "size"), [(1, 64), (3, 80), (5, 1000), (200, 16)])
 def test_norms(dtype: torch.dtype, lines: int, size: int) -> None:
-    x, residual, weight = draw(lines, size, dtype=dtype), draw(lines, size, dtype=dtype, seed=1), draw(size, dtype=dtype)
+    x, residual, weight = (
+        draw(lines, size, dtype=dtype),
+        draw(lines, size, dtype=dtype, seed=1),
+        draw(size, dtype=dtype),
+    )
     close(TRITON.rms_norm(x, weight, 1e-5), PLAIN.rms_norm(x, weight, 1e-5))
     expected, total = PLAIN.add_rms_norm(x, residual, weight, 1e-5)
     found, new_residual = TRITON.add_rms_norm(x, residual.clone(), weight, 1e-5)
@@ -74,7 +79,12 @@ def test_turns(half: int) -> None:
 @pytest.mark.parametrize("dtype", FORMATS)
 def test_norm_turn_store(seed: int, dtype: torch.dtype) -> None:
     rng = random.Random(seed)
-    kv_heads, group, dim, page = rng.choice([1, 2, 3]), rng.choice([1, 3, 4]), rng.choice([8, 24, 64]), rng.choice([1, 8])
+    kv_heads, group, dim, page = (
+        rng.choice([1, 2, 3]),
+        rng.choice([1, 3, 4]),
+        rng.choice([8, 24, 64]),
+        rng.choice([1, 8]),
+    )
     heads, tokens, blocks = kv_heads * group, rng.choice([1, 5, 13]), 20
     qkv = draw(tokens, (heads + 2 * kv_heads) * dim, dtype=dtype, seed=seed)
     weights = draw(2, dim, dtype=dtype, seed=1)
@@ -141,7 +151,9 @@ def test_a_captured_step_begins_and_ends(num: int) -> None:
     for step in range(3):
         used = rng.sample(range(num_rows), max(1, num - 1)) + [num_rows] * (num - max(1, num - 1))
         inbox[step % 2, 0, :num] = torch.tensor(used)
-        inbox[step % 2, 1, :num] = torch.tensor([rng.choice([0, 700 + i]) if row < num_rows else 0 for i, row in enumerate(used)])
+        inbox[step % 2, 1, :num] = torch.tensor(
+            [rng.choice([0, 700 + i]) if row < num_rows else 0 for i, row in enumerate(used)]
+        )
         new, before = inbox[step % 2, 1].clone(), (tokens.clone(), blocks.clone(), computed.clone(), lens.clone())
         begin(inbox, counter, rows, ids, positions, slots, kv_lens, computed, tokens, blocks, page)
         sampled = torch.tensor([rng.randrange(1000) for _ in range(num)], device=DEVICE)
@@ -162,3 +174,14 @@ def test_a_captured_step_begins_and_ends(num: int) -> None:
             assert computed[row] == done + 1
             assert lens[row] == before[3][row] + 1
             assert tokens[row, int(before[3][row])] == sampled[i]
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+@pytest.mark.parametrize(("lines", "inner", "width"), [(1, 64, 32), (1, 96, 8), (1, 300, 16), (1, 1024, 4)])
+@pytest.mark.parametrize("biased", [False, True])
+def test_gemv(dtype: torch.dtype, lines: int, inner: int, width: int, biased: bool) -> None:
+    x, weight = draw(lines, inner, dtype=dtype) / inner**0.5, draw(2 * width, inner, dtype=dtype, seed=1)
+    bias = draw(2 * width, dtype=dtype, seed=2) if biased else None
+    tiles = GemvTiles(rows=2, block=128, warps=2)
+    close(gemv(x, weight, bias, tiles), PLAIN.linear(x, weight, bias))
+    close(gated_gemv(x, weight, "silu", tiles), PLAIN.gated(PLAIN.linear(x, weight, None), "silu"))

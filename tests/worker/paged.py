@@ -105,7 +105,13 @@ class Driver:
         device: str = "cpu",
     ) -> None:
         backend = backend or select_backend(torch.device(device))
-        build = Build(dtype=dtype, device=torch.device(device), backend=backend, scheme=Unquantized(), kernels=kernels_for(torch.device(device)))
+        build = Build(
+            dtype=dtype,
+            device=torch.device(device),
+            backend=backend,
+            scheme=Unquantized(),
+            kernels=kernels_for(torch.device(device)),
+        )
         self.model: nn.Module = load_model(folder, read_facts(folder), build, load_format=load_format)
         self.pages = Pages(backend, self.model.kv_specs(), num_blocks, block_size, device=device)
 

@@ -34,6 +34,10 @@ class EngineCore:
         """Whether `step` has anything to do."""
         return self._inflight is not None or self.scheduler.has_work
 
+    def prepare(self) -> bool:
+        """Called while there is no work: whether the device found something to prepare for later."""
+        return self._executor.prepare()
+
     def step(self) -> Outputs:
         """Plan and launch one step, then take in the results of the one before."""
         step = self.scheduler.plan()

@@ -32,6 +32,9 @@ class Worker(Protocol):
     def sample(self, plan: StepPlan, masks: Masks) -> Pending:
         """Sample the plan's rows from the logits of its forward."""
 
+    def prepare(self) -> bool:
+        """Use a moment without work to be faster later; whether there was a use for it."""
+
 
 class Executor(Protocol):
     """The same two calls, without waiting."""
@@ -41,6 +44,9 @@ class Executor(Protocol):
 
     def sample(self, plan: StepPlan, masks: Masks) -> Pending:
         """Launch the sampling of this step, after its forward."""
+
+    def prepare(self) -> bool:
+        """There is no work: spend a few milliseconds on being faster later. False when nothing is left to prepare."""
 
     def close(self) -> None:
         """Wait for what runs, and let go of the device."""
@@ -59,6 +65,10 @@ class InlineExecutor:
     def sample(self, plan: StepPlan, masks: Masks) -> Pending:
         """Launch."""
         return self._worker.sample(plan, masks)
+
+    def prepare(self) -> bool:
+        """Let the worker."""
+        return self._worker.prepare()
 
     def close(self) -> None:
         """Nothing of its own to end."""
@@ -100,6 +110,10 @@ class ThreadExecutor:
         if self._forward is not None:
             self._forward.result()
         return _ThreadPending(sampled)
+
+    def prepare(self) -> bool:
+        """Nothing: a CPU has no graphs to make."""
+        return False
 
     def close(self) -> None:
         """Let `serve` return once everything launched has run."""

@@ -72,11 +72,15 @@ class EngineProcess:
 
     def run(self) -> None:
         """Receive, step, send. An exception here is a device error: the process ends and its clients are told."""
-        while self._take_in(self._wire.receive(block=not self._core.busy)):
+        while self._take_in(self._wire.receive(block=self._idle())):
             outputs = self._core.step()
             if outputs.outputs or outputs.stats != self._sent:
                 self._sent = outputs.stats
                 self._wire.send(outputs)
+
+    def _idle(self) -> bool:
+        """Whether there is nothing to do at all but wait for a message."""
+        return not self._core.busy and not self._core.prepare()
 
     def _take_in(self, messages: list[ToEngine]) -> bool:
         """Apply messages; False on shutdown."""

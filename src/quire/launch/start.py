@@ -15,6 +15,7 @@ import msgspec
 from quire.config import EngineConfig
 from quire.frontend.client import Client
 from quire.messages import Progress
+from quire.version import __version__
 
 ENVIRONMENT = {
     # torch's CUDA allocator: segments that grow, so that changing shapes leave no holes
@@ -37,7 +38,7 @@ async def start_engine(config: EngineConfig, on_progress: Callable[[Progress], N
     folder = Path(tempfile.mkdtemp(prefix="quire-"))  # mode 0700, random name
     package_root = str(Path(__file__).parents[2])
     python_path = os.pathsep.join([package_root, *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**ENVIRONMENT, **os.environ, "PYTHONPATH": python_path}
+    environment = {**ENVIRONMENT, "TRITON_CACHE_DIR": str(_kernel_cache()), **os.environ, "PYTHONPATH": python_path}
     process = subprocess.Popen(
         [sys.executable, "-m", "quire.launch.child", str(folder)],
         stdin=subprocess.PIPE,
@@ -48,3 +49,9 @@ async def start_engine(config: EngineConfig, on_progress: Callable[[Progress], N
     process.stdin.write(msgspec.json.encode(config) + b"\n")
     process.stdin.flush()
     return Client(folder, process, on_progress, lambda: shutil.rmtree(folder, ignore_errors=True))
+
+
+def _kernel_cache() -> Path:
+    """Where compiled kernels are kept: one folder per version of ours in the user's cache."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "quire" / "kernels" / __version__

@@ -10,7 +10,7 @@ Requests lie one after the other; request r owns tokens query_starts[r] .. query
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ class Batch:
         query_starts: [requests + 1] int32; cumulative token counts.
         kv_lens: [requests] int32; tokens that attention sees: computed before, plus this step's.
         block_tables: [rows, blocks] int32, of all rows: request r has line rows[r]; unused entries are block 0.
-        logits_index: [samples] int64; the tokens whose hidden state becomes logits.
+        logits_index: [samples]; the tokens whose hidden state becomes logits.
         kv: one KV tensor per layer, in the shape that the attention backend asked for.
         block_size: tokens per block.
         counts: tokens of each request in this step, on the host.
@@ -49,3 +49,7 @@ class Batch:
     counts: tuple[int, ...]
     kv_bounds: tuple[int, ...]
     attention_plan: Any = None
+
+    def planned(self, attention_plan: Any) -> Batch:
+        """The same step with what the attention backend prepared for it."""
+        return replace(self, attention_plan=attention_plan)

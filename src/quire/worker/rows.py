@@ -7,6 +7,8 @@ writes, applied together at the beginning of a step, and through what the device
     lens[row]         how many of them there are
     computed[row]     how many of them have K and V in the cache
     blocks[row]       the block table; unused entries point to block 0
+
+One line more than there are rows, the null row, pads steps to a fixed size: it has one token, in block 0.
 """
 
 from __future__ import annotations
@@ -33,19 +35,24 @@ class Rows:
     def __init__(self, num_rows: int, max_model_len: int, block_size: int, device: torch.device) -> None:
         self.num_rows = num_rows
         self.block_size = block_size
-        self.tokens = torch.zeros(num_rows, max_model_len + 1, dtype=torch.int32, device=device)
-        self.blocks = torch.zeros(num_rows, -(-max_model_len // block_size), dtype=torch.int32, device=device)
-        self.lens = torch.zeros(num_rows, dtype=torch.int32, device=device)
-        self.computed = torch.zeros(num_rows, dtype=torch.int32, device=device)
+        lines = num_rows + 1
+        self.tokens = torch.zeros(lines, max_model_len + 1, dtype=torch.int32, device=device)
+        self.blocks = torch.zeros(lines, -(-max_model_len // block_size), dtype=torch.int32, device=device)
+        self.lens = torch.zeros(lines, dtype=torch.int32, device=device)
+        self.computed = torch.zeros(lines, dtype=torch.int32, device=device)
 
-    def apply(self, new_rows: Sequence[NewRow], new_blocks: Sequence[NewBlocks]) -> None:
-        """Write what the plan changes: at most one scatter per table."""
-        if new_rows:
-            tokens = [np.frombuffer(new.tokens, dtype=np.int32) for new in new_rows]
-            _scatter(self.tokens, [(new.row, 0) for new in new_rows], tokens)
-            rows = to_device([new.row for new in new_rows], self.lens.device)
-            self.lens[rows] = to_device([len(ids) for ids in tokens], self.lens.device, torch.int32)
-            self.computed[rows] = to_device([new.num_computed for new in new_rows], self.lens.device, torch.int32)
+    def start(self, new_rows: Sequence[NewRow]) -> None:
+        """Requests take rows: at most one write per table."""
+        if not new_rows:
+            return
+        tokens = [np.frombuffer(new.tokens, dtype=np.int32) for new in new_rows]
+        _scatter(self.tokens, [(new.row, 0) for new in new_rows], tokens)
+        rows = to_device([new.row for new in new_rows], self.lens.device)
+        self.lens[rows] = to_device([len(ids) for ids in tokens], self.lens.device, torch.int32)
+        self.computed[rows] = to_device([new.num_computed for new in new_rows], self.lens.device, torch.int32)
+
+    def grow(self, new_blocks: Sequence[NewBlocks]) -> None:
+        """Enter new blocks, in one write."""
         if new_blocks:
             values = [np.asarray(new.blocks, dtype=np.int32) for new in new_blocks]
             _scatter(self.blocks, [(new.row, new.first) for new in new_blocks], values)

@@ -3,16 +3,71 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-from quire.messages import StepPlan, StepResult
+from quire.messages import NewRow, StepPlan, StepResult
 from quire.worker.attention.protocol import AttentionBackend
 from quire.worker.inputs import build_batch
+from quire.worker.kernels.protocol import Kernels
 from quire.worker.rows import Rows, to_device
 from quire.worker.sampling.protocol import SamplingBatch
-from quire.worker.sampling.sampler import Sampled, Sampler
+from quire.worker.sampling.sampler import Sampled
+
+
+class Pending(Protocol):
+    """Tokens on their way to the host."""
+
+    def wait(self) -> StepResult:
+        """Block until they are there."""
+
+
+class RowSampler(Protocol):
+    """Logits to tokens: `sampling.sampler.Sampler` or its fused twin."""
+
+    def start_row(self, new: NewRow) -> None:
+        """A request takes a row."""
+
+    def __call__(self, raw_logits: torch.Tensor, batch: SamplingBatch) -> Sampled:
+        """One token per line of raw_logits [samples, vocab]."""
+
+
+class Graphs(Protocol):
+    """Captured steps: `graphs.StepGraphs`, or none."""
+
+    def takes(self, plan: StepPlan) -> bool:
+        """Whether a graph can run this step."""
+
+    def launch(self, plan: StepPlan) -> Any:
+        """Run it: what waits for its tokens, or its logits where they are still to be sampled."""
+
+    def capture_next(self) -> bool:
+        """Use spare time for a graph that is missing; whether there was one."""
+
+    def needed_bytes(self) -> int:
+        """Device memory that all graphs may take."""
+
+
+class NoGraphs:
+    """Every step runs eagerly."""
+
+    def takes(self, plan: StepPlan) -> bool:
+        """None."""
+        return False
+
+    def launch(self, plan: StepPlan) -> Any:
+        """Never called."""
+        raise AssertionError("there are no graphs")
+
+    def capture_next(self) -> bool:
+        """Nothing to make."""
+        return False
+
+    def needed_bytes(self) -> int:
+        """None."""
+        return 0
 
 
 class Runner:
@@ -21,36 +76,55 @@ class Runner:
     Args:
         model: `forward(batch) -> hidden`, `logits(hidden)`.
         backend: the attention that the model was built with.
+        kernels: what gathers the inputs.
         rows: the tables.
         kv: one tensor per layer.
         sampler: logits to tokens.
+        graphs: captured steps.
     """
 
     def __init__(
-        self, model: nn.Module, backend: AttentionBackend, rows: Rows, kv: tuple[torch.Tensor, ...], sampler: Sampler
+        self,
+        model: nn.Module,
+        backend: AttentionBackend,
+        kernels: Kernels,
+        rows: Rows,
+        kv: tuple[torch.Tensor, ...],
+        sampler: RowSampler,
+        graphs: Graphs,
     ) -> None:
         self._model = model
         self._backend = backend
+        self._kernels = kernels
         self._rows = rows
         self._kv = kv
         self._sampler = sampler
+        self.graphs = graphs
         self._logits: torch.Tensor | None = None
+        self._pending: Pending | None = None
 
     @torch.inference_mode()
     def forward(self, plan: StepPlan) -> None:
-        """Apply the row changes, run the model, keep the logits of the rows that sample."""
-        self._rows.apply(plan.new_rows, plan.new_blocks)
+        """Apply the row changes and run the model. A captured step may sample as well; others keep their logits."""
+        self._rows.start(plan.new_rows)
         for new in plan.new_rows:
             self._sampler.start_row(new)
-        batch = build_batch(plan, self._rows, self._kv)
-        batch = replace(batch, attention_plan=self._backend.plan(batch))
-        hidden = self._model(batch)  # [tokens, hidden]
-        self._rows.computed[batch.rows] = batch.kv_lens
-        self._logits = self._model.logits(hidden[batch.logits_index]) if plan.samples else None
+        if self.graphs.takes(plan):
+            launched = self.graphs.launch(plan)
+            if isinstance(launched, torch.Tensor):
+                self._logits = launched
+            else:
+                self._pending = launched
+        else:
+            self._logits = self._eager(plan)
 
     @torch.inference_mode()
-    def sample(self, plan: StepPlan, masks: dict[int, bytes]) -> PendingSample:
+    def sample(self, plan: StepPlan, masks: dict[int, bytes]) -> Pending:
         """Choose the next tokens, write them into the rows, start their way to the host."""
+        if self._pending is not None:
+            assert not masks, "a step with masks must not be sampled with its forward"
+            pending, self._pending = self._pending, None
+            return pending
         if self._logits is None:
             return PendingSample(None)
         row_list = tuple(plan.rows[index] for index in plan.samples)
@@ -60,6 +134,22 @@ class Runner:
         self._rows.append(rows, sampled.token_ids)
         self._logits = None
         return PendingSample(sampled)
+
+    @torch.inference_mode()
+    def prepare(self) -> bool:
+        """Use spare time; whether there was anything to do."""
+        return self.graphs.capture_next()
+
+    def _eager(self, plan: StepPlan) -> torch.Tensor | None:
+        """Logits [samples, vocab] of any step, None if nothing samples."""
+        self._rows.grow(plan.new_blocks)
+        batch = build_batch(plan, self._rows, self._kv, self._kernels)
+        batch = batch.planned(self._backend.plan(batch))
+        hidden = self._model(batch)  # [tokens, hidden]
+        self._rows.computed[batch.rows] = batch.kv_lens
+        if not plan.samples:
+            return None
+        return self._model.logits(hidden if len(plan.samples) == len(hidden) else hidden[batch.logits_index])
 
 
 class PendingSample:

@@ -14,17 +14,23 @@ from quire.checkpoint import ModelFacts
 from quire.config import EngineConfig
 from quire.messages import NewRow, StepPlan, pack_ids
 from quire.params import SamplingParams
-from quire.worker.attention.protocol import AttentionBackend
 from quire.worker.attention.select import select_backend
-from quire.worker.kernels.select import kernels_for
+from quire.worker.kernels.select import has_triton_kernels, kernels_for
 from quire.worker.layers.build import Build
 from quire.worker.memory import GpuBudget, KVLayout, allocate_kv, cpu_available_bytes, plan_kv
 from quire.worker.models.load import load_model
 from quire.worker.quantization.none import Unquantized
 from quire.worker.rows import Rows
-from quire.worker.runner import PendingSample, Runner
+from quire.worker.runner import Graphs, NoGraphs, Pending, RowSampler, Runner
 from quire.worker.sampling.sampler import Sampler
-from quire.worker.sizes import StepSizes, pick_device, pick_dtype, pick_max_model_len, pick_sizes
+from quire.worker.sizes import (
+    StepSizes,
+    pick_device,
+    pick_dtype,
+    pick_max_model_len,
+    pick_mixed_prompt_tokens,
+    pick_sizes,
+)
 
 Progress = Callable[[str, int, int], None]
 
@@ -56,11 +62,13 @@ class Worker:
         started = time.monotonic()
         self.device = pick_device(config.model.device)
         budget = GpuBudget(0, config.cache.gpu_memory_utilization) if self.device.type == "cuda" else None
+        if budget is not None:
+            torch.cuda.set_stream(torch.cuda.Stream(self.device))  # steps can be captured on any stream but the default
         dtype = pick_dtype(config.model.dtype, model_facts.dtype, self.device)
         sizes = pick_sizes(config.scheduler, self.device)
         max_model_len = pick_max_model_len(config.model.max_model_len, model_facts.max_model_len)
-        backend = select_backend(self.device)
-        build = Build(dtype=dtype, device=self.device, backend=backend, scheme=Unquantized(), kernels=kernels_for(self.device))
+        backend, kernels = select_backend(self.device), kernels_for(self.device)
+        build = Build(dtype=dtype, device=self.device, backend=backend, scheme=Unquantized(), kernels=kernels)
         model = load_model(
             folder,
             model_facts,
@@ -71,7 +79,14 @@ class Worker:
         )
         loaded = time.monotonic()
 
-        house = _House(model, backend, self.device, sizes, model_facts.vocab_size, config.cache.block_size)
+        house = _House(
+            model,
+            build,
+            sizes,
+            vocab_size=model_facts.vocab_size,
+            block_size=config.cache.block_size,
+            use_graphs=not config.model.enforce_eager and has_triton_kernels(self.device),
+        )
         longest = model_facts.max_model_len if max_model_len == -1 else max_model_len
         left = cpu_available_bytes() if budget is None else house.left_after_peak(budget, longest)
         layout, fitting = plan_kv(
@@ -84,6 +99,10 @@ class Worker:
         max_model_len = min(longest, fitting)
         if not config.scheduler.enable_chunked_prefill:  # a prompt must fit one step then
             sizes = replace(sizes, max_num_batched_tokens=max(sizes.max_num_batched_tokens, max_model_len))
+        wanted = config.scheduler.mixed_prompt_tokens
+        num_params = sum(parameter.numel() for parameter in model.parameters())
+        share = pick_mixed_prompt_tokens(wanted, num_params, len(model.kv_specs()), self.device)
+        sizes = replace(sizes, mixed_prompt_tokens=share if config.scheduler.enable_chunked_prefill else 0)
         self._runner = house.runner(layout, max_model_len)
         if budget is not None:
             budget.enforce()
@@ -102,9 +121,13 @@ class Worker:
         """Run the model on one step."""
         self._runner.forward(plan)
 
-    def sample(self, plan: StepPlan, masks: dict[int, bytes]) -> PendingSample:
+    def sample(self, plan: StepPlan, masks: dict[int, bytes]) -> Pending:
         """Sample the step's rows."""
         return self._runner.sample(plan, masks)
+
+    def prepare(self) -> bool:
+        """Nothing is to be done: use the time. Whether there was a use for it."""
+        return self._runner.prepare()
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,18 +135,28 @@ class _House:
     """What a runner is built from, for the measuring one and the real one."""
 
     model: nn.Module
-    backend: AttentionBackend
-    device: torch.device
+    build: Build
     sizes: StepSizes
     vocab_size: int
     block_size: int
+    use_graphs: bool
 
     def runner(self, layout: KVLayout, max_model_len: int) -> Runner:
         """A runner with its own KV cache and tables."""
-        kv = allocate_kv(self.backend, self.model.kv_specs(), layout, self.device)
-        rows = Rows(self.sizes.max_num_seqs, max_model_len, layout.block_size, self.device)
-        sampler = Sampler(self.sizes.max_num_seqs, self.vocab_size, self.device)
-        return Runner(self.model, self.backend, rows, kv, sampler)
+        build, most = self.build, self.sizes.max_num_seqs
+        kv = allocate_kv(build.backend, self.model.kv_specs(), layout, build.device)
+        rows = Rows(most, max_model_len, layout.block_size, build.device)
+        graphs: Graphs = NoGraphs()
+        if not has_triton_kernels(build.device):
+            sampler: RowSampler = Sampler(most, self.vocab_size, build.device)
+        else:
+            from quire.worker.graphs import StepGraphs
+            from quire.worker.sampling.fused import FusedSampler
+
+            sampler = fused = FusedSampler(most, self.vocab_size, build.device)
+            if self.use_graphs:
+                graphs = StepGraphs(self.model, build.backend, rows, kv, fused, most)
+        return Runner(self.model, build.backend, build.kernels, rows, kv, sampler, graphs)
 
     def left_after_peak(self, budget: GpuBudget, max_model_len: int) -> int:
         """Run the largest step there can be, with every sampler stage, and see what is left of the budget."""
@@ -134,8 +167,9 @@ class _House:
             num_tokens=self.sizes.max_num_batched_tokens,
             max_model_len=max_model_len,
         )
-        torch.cuda.synchronize(self.device)
-        return budget.left_bytes()
+        torch.cuda.synchronize(self.build.device)
+        for_graphs = runner.graphs.needed_bytes()
+        return budget.left_bytes() - for_graphs
 
     def run_once(self, runner: Runner, *, num_rows: int, num_tokens: int, max_model_len: int) -> None:
         """One step of rows that read and write block 0 only; shapes are those of rows at full length."""

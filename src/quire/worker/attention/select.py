@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import importlib
+
 import torch
 
-from quire.worker.attention.cpu_backend import CPUAttention
 from quire.worker.attention.protocol import AttentionBackend
-from quire.worker.attention.torch_backend import TorchAttention
+from quire.worker.kernels.select import has_triton_kernels
 
-BACKENDS: dict[str, type[AttentionBackend]] = {"cpu": CPUAttention, "cuda": TorchAttention}
-"""Device type to backend."""
+BACKENDS = {
+    "cpu": "cpu_backend.CPUAttention",
+    "triton": "triton_backend.TritonAttention",
+    "torch": "torch_backend.TorchAttention",
+}
+"""Name to module and class; imported when chosen, because only one of them needs triton."""
+
+
+def backend_named(name: str) -> AttentionBackend:
+    """A new backend by its name in the table."""
+    module, kind = BACKENDS[name].split(".")
+    backend: AttentionBackend = getattr(importlib.import_module(f"quire.worker.attention.{module}"), kind)()
+    return backend
 
 
 def select_backend(device: torch.device) -> AttentionBackend:
     """The backend for a device; the reference where none was made for it."""
-    return BACKENDS.get(device.type, TorchAttention)()
+    if device.type == "cpu":
+        return backend_named("cpu")
+    return backend_named("triton" if has_triton_kernels(device) else "torch")

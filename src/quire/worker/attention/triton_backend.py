@@ -27,15 +27,17 @@ from quire.worker.kernels.prefill_attention import PrefillTiles, prefill_attenti
 from quire.worker.kernels.rope import norm_turn_store
 from quire.worker.transfer import upload
 
-PROGRAMS_PER_PROCESSOR = 2
-"""Decode programs per multiprocessor that a split aims at."""
-
-MIN_SPLIT = 64
+MIN_SPLIT = 128
 """Fewest tokens that are worth a program of their own."""
 
-DECODE_TILES = {2: DecodeTiles(block=64, warps=2, stages=3), 4: DecodeTiles(block=32, warps=4, stages=2)}
+SPLIT_STEP = 128
+"""Splits are multiples of this, so that no tile is cut but the last."""
+
+DECODE_TILES = {2: DecodeTiles(64, 4, 3), 4: DecodeTiles(32, 4, 2)}
+DECODE_TILES_FEW = {2: DecodeTiles(128, 4, 2, early=True), 4: DecodeTiles(32, 4, 2, early=True)}
 PREFILL_TILES = {2: PrefillTiles(128, 64, 4, 3), 4: PrefillTiles(64, 32, 4, 2)}
-"""By bytes per element, measured on an H200 (benchmarks/NOTES.md)."""
+PREFILL_TILES_FEW = {2: PrefillTiles(128, 64, 8, 3), 4: PrefillTiles(64, 32, 4, 2)}
+"""By bytes per element; FEW where there are fewer tiles than multiprocessors. Measured on an H200, benchmarks/NOTES.md."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +86,15 @@ class TritonAttention:
             requests = self._first(len(single), device)
         else:
             requests = upload(torch.from_numpy(single.astype(np.int32)), device)
-        step = max(tiles.block for tiles in DECODE_TILES.values())
-        return _Plan(plan_decode(requests, batch.kv_lens, self._extra(device), MIN_SPLIT, step), longer)
+        plan = plan_decode(
+            requests,
+            batch.kv_lens,
+            self._extra(device),
+            MIN_SPLIT,
+            SPLIT_STEP,
+            whole=self._fill(len(single), device) > 1.4,
+        )
+        return _Plan(plan, longer)
 
     def store(
         self,
@@ -112,21 +121,29 @@ class TritonAttention:
         how = {"scale": spec.scale, "window": spec.window, "soft_cap": spec.soft_cap}
         if plan.decode is not None:
             scratch = self._scratch_for(spec, q.device)
-            decode_attention(q, kv, out, *where, plan.decode, scratch, DECODE_TILES[q.element_size()], **how)
+            few = self._fill(len(plan.decode.requests), q.device) <= 2
+            choices = DECODE_TILES_FEW if few else DECODE_TILES
+            decode_attention(q, kv, out, *where, plan.decode, scratch, choices[q.element_size()], **how)
         if len(plan.longer):
-            choice = PREFILL_TILES[q.element_size()]
-            size = choice.tokens(spec.num_heads // spec.num_kv_heads)
+            size = PREFILL_TILES[q.element_size()].tokens(spec.num_heads // spec.num_kv_heads)
             if size not in plan.tiles:
                 plan.tiles[size] = _make_tiles(plan.longer, batch, size)
             tiles = plan.tiles[size]
-            prefill_attention(q, kv, out, *where, tiles.requests, tiles.starts, choice, **how)
+            few = len(tiles.starts) * spec.num_kv_heads <= self._num_processors(q.device)
+            choices = PREFILL_TILES_FEW if few else PREFILL_TILES
+            prefill_attention(q, kv, out, *where, tiles.requests, tiles.starts, choices[q.element_size()], **how)
         return out
 
+    def _fill(self, num_requests: int, device: torch.device) -> float:
+        """Programs per multiprocessor if no request is split."""
+        return num_requests * (self._spec.num_kv_heads if self._spec else 1) / self._num_processors(device)
+
     def _extra(self, device: torch.device) -> int:
-        """How many items more than requests a step may have."""
-        processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
-        heads = self._spec.num_kv_heads if self._spec else 1
-        return -(-PROGRAMS_PER_PROCESSOR * processors // heads)
+        """How many items more than requests a step may have: two programs on every multiprocessor."""
+        return -(-2 * self._num_processors(device) // (self._spec.num_kv_heads if self._spec else 1))
+
+    def _num_processors(self, device: torch.device) -> int:
+        return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
 
     def _first(self, count: int, device: torch.device) -> torch.Tensor:
         if self._all is None or len(self._all) < count:

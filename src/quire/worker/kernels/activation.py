@@ -32,12 +32,13 @@ def _activate(x, KIND: tl.constexpr):
 @triton.jit
 def _gated(x, out, width, KIND: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
     """x [tokens, gate | up] -> out [tokens, width]; a program takes BLOCK columns of one token."""
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
     token = tl.program_id(1).to(tl.int64)
     column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = column < width
     if PDL:
         tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
     gate = tl.load(x + token * 2 * width + column, mask=inside, other=0.0)
     up = tl.load(x + token * 2 * width + width + column, mask=inside, other=0.0)
     value = _activate(gate.to(tl.float32), KIND).to(gate.dtype)

@@ -19,7 +19,7 @@ import torch
 import triton
 import triton.language as tl
 
-from quire.worker.kernels.launch import dependent_launch, next_power_of_2
+from quire.worker.kernels.launch import dependent_launch, next_power_of_2, padded
 
 NEGATIVE = tl.constexpr(-1.0e30)
 """Stands for -inf where differences are taken."""
@@ -44,21 +44,29 @@ class DecodePlan:
     split: torch.Tensor
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["num", "extra", "min_split"],
+    do_not_specialize_on_alignment=["requests", "kv_lens", "first", "parts", "items", "split_out"],
+)
 def _plan(
     requests, kv_lens, first, parts, items, split_out, num, extra, min_split,
-    STEP: tl.constexpr, BLOCK: tl.constexpr, TAIL: tl.constexpr, PDL: tl.constexpr,
+    STEP: tl.constexpr, WHOLE: tl.constexpr, BLOCK: tl.constexpr, TAIL: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """One program. Sum of ceil(len / split) <= num + extra, because split >= total / extra."""
+    """One program. Sum of ceil(len / split) <= num + extra, because split >= total / extra. WHOLE leaves requests of
+    about the mean length in one piece: there are enough of them."""
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
     index = tl.arange(0, BLOCK)
     valid = index < num
     if PDL:
         tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
     request = tl.load(requests + index, mask=valid, other=0)
     length = tl.load(kv_lens + request, mask=valid, other=0)
     total = tl.sum(length, 0)
-    split = tl.cdiv(tl.maximum(tl.cdiv(total, extra), min_split), STEP) * STEP
+    split = tl.maximum(tl.cdiv(total, extra), min_split)
+    if WHOLE:
+        split = tl.maximum(split, total * 5 // (num * 4))
+    split = tl.cdiv(split, STEP) * STEP
     count = tl.where(valid, tl.maximum(tl.cdiv(length, split), 1), 0)
     end = tl.cumsum(count, 0)
     start = end - count
@@ -75,28 +83,78 @@ def _plan(
 
 
 def plan_decode(
-    requests: torch.Tensor, kv_lens: torch.Tensor, extra: int, min_split: int, step: int
+    requests: torch.Tensor, kv_lens: torch.Tensor, extra: int, min_split: int, step: int, *, whole: bool = False
 ) -> DecodePlan:
-    """Cut these requests [n] of a batch with `kv_lens` into items; `split` is a multiple of `step`."""
+    """Cut these requests [n] of a batch with `kv_lens` into items; `split` is a multiple of `step`.
+
+    whole: requests alone fill the chip, so only those well above the mean length are cut.
+    """
     num = len(requests)
     made = torch.empty(3 * num + 2 + extra, dtype=torch.int32, device=requests.device)
     first, parts, items, split = made.split([num + 1, num, num + extra, 1])
     _plan[(1,)](
-        requests, kv_lens, first, parts, items, split, num, extra, min_split, STEP=step, BLOCK=next_power_of_2(num),
-        TAIL=next_power_of_2(num + extra), num_warps=4, **dependent_launch(requests),
+        requests, kv_lens, first, parts, items, split, num, extra, min_split, STEP=step, WHOLE=whole, BLOCK=padded(num),
+        TAIL=padded(num + extra), num_warps=4, **dependent_launch(requests),
     )  # fmt: skip
     return DecodePlan(requests, first, parts, items, split)
 
 
 @triton.jit
+def _load_tile(
+    table, kv, head_at, kind_stride, block_stride, start, high,
+    DIM: tl.constexpr, DIM_P: tl.constexpr, PAGE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Keys [DIM_P, BLOCK], values [BLOCK, DIM_P] and their place, of positions start .. high."""
+    position = start + tl.arange(0, BLOCK)
+    dim = tl.arange(0, DIM_P)
+    there = position < high
+    block = tl.load(table + position // PAGE, mask=there, other=0).to(tl.int64)
+    at = block * block_stride + head_at + (position % PAGE) * DIM
+    keys = tl.load(kv + at[None, :] + dim[:, None], mask=there[None, :] & (dim[:, None] < DIM), other=0.0)
+    values = tl.load(
+        kv + kind_stride + at[:, None] + dim[None, :], mask=there[:, None] & (dim[None, :] < DIM), other=0.0
+    )
+    return keys, values
+
+
+@triton.jit
+def _take_in(
+    queries, keys, values, most, mass, sums, start, low, high, scale, soft_cap,
+    BLOCK: tl.constexpr, SOFT_CAP: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One tile more, of which positions low .. high count: running maximum, mass and weighted sums of each line."""
+    position = start + tl.arange(0, BLOCK)
+    seen = (position >= low) & (position < high)
+    scores = tl.dot(queries, keys, input_precision=PRECISION) * scale
+    if SOFT_CAP:
+        scores = soft_cap * (2 * tl.sigmoid(2 * scores / soft_cap) - 1) * 1.4426950408889634
+    scores = tl.where(seen[None, :], scores, NEGATIVE)
+    new_most = tl.maximum(most, tl.max(scores, 1))
+    weights = tl.where(seen[None, :], tl.exp2(scores - new_most[:, None]), 0.0)
+    shrink = tl.exp2(most - new_most)
+    sums = sums * shrink[:, None] + tl.dot(weights.to(values.dtype), values, input_precision=PRECISION)
+    return new_most, mass * shrink + tl.sum(weights, 1), sums
+
+
+@triton.jit(
+    do_not_specialize=["window"],
+    do_not_specialize_on_alignment=[
+        "rows", "query_starts", "kv_lens", "requests", "first", "parts", "items", "split_len",
+    ],
+)  # fmt: skip
 def _attend(
     q, kv, out, tables, rows, query_starts, kv_lens, requests, first, parts, items, split_len, partial, partial_lse,
     arrivals, scale, soft_cap, window, q_stride, table_stride, block_stride, kind_stride, head_stride,
     NUM_KV: tl.constexpr, GROUP: tl.constexpr, GROUP_P: tl.constexpr, DIM: tl.constexpr, DIM_P: tl.constexpr,
-    PAGE: tl.constexpr, BLOCK: tl.constexpr, WINDOW: tl.constexpr, SOFT_CAP: tl.constexpr, PRECISION: tl.constexpr,
-    PDL: tl.constexpr,
+    PAGE: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr, WINDOW: tl.constexpr, SOFT_CAP: tl.constexpr,
+    PRECISION: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """One item and one KV head; scores are kept in units of log2."""
+    """One item and one KV head; scores are kept in units of log2.
+
+    EARLY reads the first tile before the wait, all but the newest token: that one is still being written.
+    """
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
     head, item = tl.program_id(0), tl.program_id(1)
     # Before the wait: all of this is older than the kernel that wrote q and the newest k and v.
     line = tl.load(items + item)
@@ -108,54 +166,57 @@ def _attend(
     split = tl.load(split_len)
     table = tables + tl.load(rows + request).to(tl.int64) * table_stride
     token = tl.load(query_starts + request).to(tl.int64)
-    low = (item - begin_item) * split
-    high = tl.minimum(low + split, length)
+    start = (item - begin_item) * split
+    low, high = start, tl.minimum(start + split, length)
     if WINDOW:
-        low = tl.maximum(low, tl.maximum(length - window, 0) // BLOCK * BLOCK)
+        low = tl.maximum(low, length - window)
+        start = tl.maximum(start, low // BLOCK * BLOCK)
     group = tl.arange(0, GROUP_P)
     dim = tl.arange(0, DIM_P)
-    line_of = group[:, None] < GROUP
-    column_of = dim[None, :] < DIM
+    used = (group[:, None] < GROUP) & (dim[None, :] < DIM)
     heads_at = (head * GROUP + group[:, None]) * DIM + dim[None, :]
+    head_at = head * head_stride
+    if EARLY:
+        keys, values = _load_tile(
+            table, kv, head_at, kind_stride, block_stride, start, tl.minimum(high, length - 1), DIM, DIM_P, PAGE, BLOCK
+        )
     if PDL:
         tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
-    queries = tl.load(q + token * q_stride + heads_at, mask=line_of & column_of, other=0.0)  # [GROUP_P, DIM_P]
+    queries = tl.load(q + token * q_stride + heads_at, mask=used, other=0.0)  # [GROUP_P, DIM_P]
     most = tl.full((GROUP_P,), NEGATIVE, tl.float32)
     mass = tl.zeros((GROUP_P,), tl.float32)
     sums = tl.zeros((GROUP_P, DIM_P), tl.float32)
-    for start in range(low, high, BLOCK):
-        position = start + tl.arange(0, BLOCK)
-        seen = position < high
-        block = tl.load(table + position // PAGE, mask=seen, other=0).to(tl.int64)
-        at = block * block_stride + head * head_stride + (position % PAGE) * DIM
-        if WINDOW:
-            seen = seen & (position >= length - window)
-        keys = tl.load(
-            kv + at[None, :] + dim[:, None], mask=seen[None, :] & (dim[:, None] < DIM), other=0.0
-        )  # [DIM_P, BLOCK]
-        scores = tl.dot(queries, keys, input_precision=PRECISION) * scale
-        if SOFT_CAP:
-            scores = soft_cap * (2 * tl.sigmoid(2 * scores / soft_cap) - 1) * 1.4426950408889634
-        scores = tl.where(seen[None, :], scores, NEGATIVE)
-        new_most = tl.maximum(most, tl.max(scores, 1))
-        weights = tl.where(seen[None, :], tl.exp2(scores - new_most[:, None]), 0.0)
-        shrink = tl.exp2(most - new_most)
-        values = tl.load(kv + kind_stride + at[:, None] + dim[None, :], mask=seen[:, None] & column_of, other=0.0)
-        sums = sums * shrink[:, None] + tl.dot(weights.to(values.dtype), values, input_precision=PRECISION)
-        mass = mass * shrink + tl.sum(weights, 1)
-        most = new_most
+    if EARLY:
+        if (start < high) & (high == length) & (length - 1 < start + BLOCK):  # the newest token is in this tile
+            newest = tl.load(table + (length - 1) // PAGE).to(tl.int64) * block_stride
+            newest += head_at + ((length - 1) % PAGE) * DIM
+            is_newest = start + tl.arange(0, BLOCK) == length - 1
+            key = tl.load(kv + newest + dim, mask=dim < DIM, other=0.0)
+            value = tl.load(kv + newest + kind_stride + dim, mask=dim < DIM, other=0.0)
+            keys = tl.where(is_newest[None, :], key[:, None], keys)
+            values = tl.where(is_newest[:, None], value[None, :], values)
+        most, mass, sums = _take_in(
+            queries, keys, values, most, mass, sums, start, low, high, scale, soft_cap, BLOCK, SOFT_CAP, PRECISION
+        )
+        start += BLOCK
+    for at in range(start, high, BLOCK):
+        keys, values = _load_tile(
+            table, kv, head_at, kind_stride, block_stride, at, high, DIM, DIM_P, PAGE, BLOCK
+        )  # fmt: skip
+        most, mass, sums = _take_in(
+            queries, keys, values, most, mass, sums, at, low, high, scale, soft_cap, BLOCK, SOFT_CAP, PRECISION
+        )
     result = sums / tl.where(mass > 0, mass, 1.0)[:, None]
     target = out + token * (NUM_KV * GROUP * DIM) + heads_at
     num_parts = end_item - begin_item
     if num_parts == 1:
-        tl.store(target, result.to(out.dtype.element_ty), mask=line_of & column_of)
+        tl.store(target, result.to(out.dtype.element_ty), mask=used)
         return
     lse = tl.where(mass > 0, most + tl.log2(tl.where(mass > 0, mass, 1.0)), NEGATIVE)
     part = tl.load(parts + line)
     mine = (part + item - begin_item) * NUM_KV + head
     inside = group[:, None] * DIM + dim[None, :]
-    tl.store(partial + mine * (GROUP * DIM) + inside, result, mask=line_of & column_of)
+    tl.store(partial + mine * (GROUP * DIM) + inside, result, mask=used)
     tl.store(partial_lse + mine * GROUP + group, lse, mask=group < GROUP)
     tl.debug_barrier()  # all stores of this program come before its arrival
     if tl.atomic_add(arrivals + part * NUM_KV + head, 1, sem="acq_rel") == num_parts - 1:
@@ -165,16 +226,16 @@ def _attend(
         sums = tl.zeros((GROUP_P, DIM_P), tl.float32)
         for other in range(0, num_parts):
             theirs = (part + other) * NUM_KV + head
-            lse = tl.load(partial_lse + theirs * GROUP + group, mask=group < GROUP, other=NEGATIVE, cache_modifier=".cg")
-            piece = tl.load(
-                partial + theirs * (GROUP * DIM) + inside, mask=line_of & column_of, other=0.0, cache_modifier=".cg"
+            lse = tl.load(
+                partial_lse + theirs * GROUP + group, mask=group < GROUP, other=NEGATIVE, cache_modifier=".cg"
             )
+            piece = tl.load(partial + theirs * (GROUP * DIM) + inside, mask=used, other=0.0, cache_modifier=".cg")
             new_most = tl.maximum(most, lse)
             shrink, weight = tl.exp2(most - new_most), tl.exp2(lse - new_most)
             sums = sums * shrink[:, None] + piece * weight[:, None]
             mass = mass * shrink + weight
             most = new_most
-        tl.store(target, (sums / mass[:, None]).to(out.dtype.element_ty), mask=line_of & column_of)
+        tl.store(target, (sums / mass[:, None]).to(out.dtype.element_ty), mask=used)
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,11 +265,12 @@ class DecodeScratch:
 
 @dataclass(frozen=True, slots=True)
 class DecodeTiles:
-    """Compile-time choices: tokens per tile, warps, pipeline stages."""
+    """Compile-time choices: tokens per tile, warps, pipeline stages; whether to begin before the wait."""
 
     block: int
     warps: int
     stages: int
+    early: bool = False
 
 
 def decode_attention(
@@ -237,7 +299,7 @@ def decode_attention(
         scale if soft_cap else scale * 1.4426950408889634, soft_cap or 1.0, window or 0,
         q.stride(0), tables.stride(0), kv.stride(0), kv.stride(1), kv.stride(2),
         NUM_KV=num_kv, GROUP=group, GROUP_P=max(16, next_power_of_2(group)), DIM=dim, DIM_P=max(16, next_power_of_2(dim)),
-        PAGE=page, BLOCK=tiles.block, WINDOW=window is not None, SOFT_CAP=soft_cap is not None,
+        PAGE=page, BLOCK=tiles.block, EARLY=tiles.early, WINDOW=window is not None, SOFT_CAP=soft_cap is not None,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
         num_warps=tiles.warps, num_stages=tiles.stages, **dependent_launch(q),
     )  # fmt: skip

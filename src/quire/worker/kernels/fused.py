@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from quire.worker.kernels import activation, norm, rope
+from quire.worker.kernels import activation, gemv, norm, rope, step
 
 
 class TritonKernels:
@@ -14,8 +14,21 @@ class TritonKernels:
     name = "triton"
 
     def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """One matrix product."""
-        return F.linear(x, weight, bias)
+        """cuBLAS, or our own where x is one line and that is faster."""
+        tiles = self._tiles(x, weight)
+        return F.linear(x, weight, bias) if tiles is None else gemv.gemv(x, weight, bias, tiles)
+
+    def gated_linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, kind: str) -> torch.Tensor:
+        """One kernel where x is one line, else two."""
+        tiles = self._tiles(x, weight, gated=True) if bias is None else None
+        if tiles is None:
+            return activation.gated(self.linear(x, weight, bias), kind)
+        return gemv.gated_gemv(x, weight, kind, tiles)
+
+    def _tiles(self, x: torch.Tensor, weight: torch.Tensor, *, gated: bool = False) -> gemv.GemvTiles | None:
+        if x.shape[0] != 1 or x.dtype == torch.float32:
+            return None
+        return gemv.default_tiles(x.shape[1], weight.shape[0] // (2 if gated else 1))
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         """One program per line."""
@@ -36,3 +49,16 @@ class TritonKernels:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """One pass."""
         return rope.turns(positions, frequency, scale, dtype)
+
+    def gather(
+        self,
+        rows: torch.Tensor,
+        query_starts: torch.Tensor,
+        requests: torch.Tensor,
+        computed: torch.Tensor,
+        tokens: torch.Tensor,
+        tables: torch.Tensor,
+        block_size: int,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """One pass."""
+        return step.gather(rows, query_starts, requests, computed, tokens, tables, block_size)

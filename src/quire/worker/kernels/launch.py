@@ -28,3 +28,8 @@ def dependent_launch(tensor: torch.Tensor) -> dict[str, Any]:
 def next_power_of_2(n: int) -> int:
     """The smallest power of two that is not below n >= 1."""
     return 1 << (n - 1).bit_length()
+
+
+def padded(n: int) -> int:
+    """A power of two that is not below n, one of few, so that few variants of a one-program kernel are compiled."""
+    return 64 if n <= 64 else max(1024, next_power_of_2(n))

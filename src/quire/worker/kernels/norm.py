@@ -15,13 +15,14 @@ def _norm(
     ADD: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """out = norm(x [+ residual]) * weight; with ADD the sum replaces the residual. Lines are contiguous."""
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
     line = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     inside = column < size
     scale = tl.load(weight + column, mask=inside, other=0.0)  # before the wait: weights are nobody's output
     if PDL:
         tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
     value = tl.load(x + line * size + column, mask=inside, other=0.0)
     if ADD:
         value = value + tl.load(residual + line * size + column, mask=inside, other=0.0)
@@ -57,6 +58,4 @@ def _launch(
         return
     block = next_power_of_2(size)
     warps = min(16, max(1, block // (256 if lines >= 132 else 128) // 2))
-    _norm[(lines,)](
-        x, residual, weight, out, eps, size, ADD=add, BLOCK=block, num_warps=warps, **dependent_launch(x)
-    )
+    _norm[(lines,)](x, residual, weight, out, eps, size, ADD=add, BLOCK=block, num_warps=warps, **dependent_launch(x))

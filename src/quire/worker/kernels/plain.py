@@ -25,6 +25,10 @@ class PlainKernels:
         """One matrix product."""
         return F.linear(x, weight, bias)
 
+    def gated_linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, kind: str) -> torch.Tensor:
+        """One after the other."""
+        return self.gated(self.linear(x, weight, bias), kind)
+
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         """Statistics in float32, result in x's format."""
         wide = x.float()
@@ -49,6 +53,25 @@ class PlainKernels:
         """Angles in float32."""
         angle = positions[:, None].float() * frequency
         return (angle.cos() * scale).to(dtype), (angle.sin() * scale).to(dtype)
+
+    def gather(
+        self,
+        rows: torch.Tensor,
+        query_starts: torch.Tensor,
+        requests: torch.Tensor,
+        computed: torch.Tensor,
+        tokens: torch.Tensor,
+        tables: torch.Tensor,
+        block_size: int,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Indexing."""
+        done = computed[rows]
+        offsets = torch.arange(len(requests), device=rows.device) - query_starts[requests]
+        positions = done[requests] + offsets
+        row = rows[requests]
+        blocks = tables[row, positions // block_size].long()
+        slots = blocks * block_size + positions % block_size
+        return tokens[row, positions], positions, slots, (done + query_starts.diff()).int()
 
 
 def apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

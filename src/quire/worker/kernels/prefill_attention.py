@@ -60,7 +60,10 @@ def _tile(
     return new_most, mass * shrink + tl.sum(weights, 1), sums
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["window"],
+    do_not_specialize_on_alignment=["rows", "query_starts", "kv_lens", "tile_requests", "tile_starts"],
+)
 def _attend(
     q, kv, out, tables, rows, query_starts, kv_lens, tile_requests, tile_starts,
     scale, soft_cap, window, q_stride, table_stride, block_stride, kind_stride, head_stride,
@@ -69,10 +72,11 @@ def _attend(
     PRECISION: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """TOKENS query tokens, TOKENS * GROUP of the LINES lines are used."""
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
     head, tile = tl.program_id(0), tl.program_id(1)
     if PDL:
         tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
     request, offset = tl.load(tile_requests + tile), tl.load(tile_starts + tile)
     begin = tl.load(query_starts + request)
     count = tl.load(query_starts + request + 1) - begin

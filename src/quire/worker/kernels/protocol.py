@@ -15,6 +15,9 @@ class Kernels(Protocol):
     def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """x [tokens, in] @ weight [out, in].T + bias [out]."""
 
+    def gated_linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, kind: str) -> torch.Tensor:
+        """`gated` of `linear`."""
+
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         """weight * x / sqrt(mean(x^2) + eps) over the last dimension."""
 
@@ -30,3 +33,19 @@ class Kernels(Protocol):
         self, positions: torch.Tensor, frequency: torch.Tensor, scale: float, dtype: torch.dtype
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """cos and sin [tokens, head_dim / 2] of positions [tokens] * frequency [head_dim / 2], times scale."""
+
+    def gather(
+        self,
+        rows: torch.Tensor,
+        query_starts: torch.Tensor,
+        requests: torch.Tensor,
+        computed: torch.Tensor,
+        tokens: torch.Tensor,
+        tables: torch.Tensor,
+        block_size: int,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(input_ids, positions, slots) of a step's tokens and kv_lens of its requests, from the row tables.
+
+        rows [requests], query_starts [requests + 1], requests [tokens] of each token; computed [rows],
+        tokens [rows, length], tables [rows, blocks].
+        """

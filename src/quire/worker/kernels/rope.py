@@ -1,8 +1,8 @@
 """Rotary positions in Triton: the turns of a step, and one kernel that norms, turns, and fills the cache.
 
-    qkv of a token   | q head 0 | q head 1 | ... | k head 0 | ... | v head 0 | ... |
-                       norm, turn, in place        norm, turn,      as it is,
-                                                   into the page    into the page
+qkv of a token   | q head 0 | q head 1 | ... | k head 0 | ... | v head 0 | ... |
+                   norm, turn, in place        norm, turn,      as it is,
+                                               into the page    into the page
 """
 
 from __future__ import annotations
@@ -13,21 +13,22 @@ import triton.language as tl
 
 from quire.worker.kernels.launch import dependent_launch, next_power_of_2
 
-HEADS = 4
+HEADS = 16
 """Heads per program."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total"], do_not_specialize_on_alignment=["positions", "cos", "sin"])
 def _turns(
     positions, frequency, cos, sin, scale, total, HALF: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr
 ):  # fmt: skip
     """cos, sin [tokens, HALF] of positions [tokens] * frequency [HALF]."""
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = index < total
     turn = tl.load(frequency + index % HALF, mask=inside, other=0.0)
     if PDL:
         tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
     angle = tl.load(positions + index // HALF, mask=inside, other=0).to(tl.float32) * turn
     tl.store(cos + index, (tl.cos(angle) * scale).to(cos.dtype.element_ty), mask=inside)
     tl.store(sin + index, (tl.sin(angle) * scale).to(sin.dtype.element_ty), mask=inside)
@@ -47,7 +48,7 @@ def turns(
     return cos, sin
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["slots", "cos", "sin"])
 def _store(
     qkv, q_weight, k_weight, cos, sin, kv, slots,
     eps, block_stride, kind_stride, head_stride,
@@ -55,6 +56,8 @@ def _store(
     PAGE: tl.constexpr, HEADS: tl.constexpr, NORM: tl.constexpr, TURN: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """A program takes HEADS heads of one token, as two halves [HEADS, HALF]."""
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
     token = tl.program_id(1).to(tl.int64)
     head = tl.program_id(0) * HEADS + tl.arange(0, HEADS)[:, None]
     column = tl.arange(0, HALF_P)[None, :]
@@ -67,7 +70,6 @@ def _store(
         k_high = tl.load(k_weight + HALF + column, mask=column < HALF, other=0.0)
     if PDL:
         tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
     source = qkv + token * ((NUM_Q + 2 * NUM_K) * DIM) + head * DIM + column
     low = tl.load(source, mask=inside, other=0.0)
     high = tl.load(source + HALF, mask=inside, other=0.0)
@@ -112,5 +114,5 @@ def norm_turn_store(
     _store[grid](
         qkv, q_weight, k_weight, cos, sin, kv, slots, eps, kv.stride(0), kv.stride(1), kv.stride(2),
         NUM_Q=num_heads, NUM_K=num_kv_heads, DIM=dim, HALF=dim // 2, HALF_P=next_power_of_2(dim // 2), PAGE=page,
-        HEADS=HEADS, NORM=norms is not None, TURN=turn is not None, num_warps=2, **dependent_launch(qkv),
+        HEADS=HEADS, NORM=norms is not None, TURN=turn is not None, num_warps=4, **dependent_launch(qkv),
     )  # fmt: skip

@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from quire.worker.kernels.launch import dependent_launch
+
 BLOCK = 2048
 WARPS = 8
 PROGRAMS = 264
@@ -30,16 +32,11 @@ class Scratch:
         self.counts = torch.empty(max_rows, MAX_SPLITS, dtype=torch.int32, device=device)
 
 
-def on_gpu(tensor: torch.Tensor) -> dict[str, bool]:
-    """Launch options: programmatic dependent launch, where there is one."""
-    return {"PDL": True, "launch_pdl": True} if tensor.is_cuda else {"PDL": False}
-
-
 @triton.jit
 def load_finite(pointer, mask):
-    """Logits as float32; what is not there or not a number counts as -inf, +inf as the largest number."""
+    """Logits as float32, -inf where masked, +inf as the largest number. NaN stays: compare so that it never wins."""
     x = tl.load(pointer, mask=mask, other=float("-inf")).to(tl.float32)
-    return tl.where(x == x, tl.minimum(x, 3.4028234663852886e38), float("-inf"))
+    return tl.minimum(x, 3.4028234663852886e38, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
@@ -104,7 +101,7 @@ def argmax(
     chunk = triton.cdiv(triton.cdiv(vocab, splits), block) * block
     _argmax_kernel[(num_rows * splits,)](
         logits, tokens, scratch.counters, scratch.values, scratch.counts, logits.stride(0), vocab, chunk,
-        SPLITS=splits, MAX=MAX_SPLITS, BLOCK=block, num_warps=WARPS, **on_gpu(logits),
+        SPLITS=splits, MAX=MAX_SPLITS, BLOCK=block, num_warps=WARPS, **dependent_launch(logits),
     )  # fmt: skip
     return tokens
 

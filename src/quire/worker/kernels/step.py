@@ -14,20 +14,24 @@ import torch
 import triton
 import triton.language as tl
 
-from quire.worker.kernels.launch import dependent_launch, next_power_of_2
+from quire.worker.kernels.launch import dependent_launch, padded
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["num_tokens", "num_requests"],
+    do_not_specialize_on_alignment=["rows", "query_starts", "requests", "input_ids", "positions", "slots", "kv_lens"],
+)
 def _gather(
     rows, query_starts, requests, computed, tokens, tables, input_ids, positions, slots, kv_lens,
     num_tokens, num_requests, tokens_stride, tables_stride,
     PAGE: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Per token: its request, position, id and slot; per request: how much attention sees."""
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     if PDL:
         tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
     inside = index < num_tokens
     request = tl.load(requests + index, mask=inside, other=0)
     row = tl.load(rows + request, mask=inside, other=0).to(tl.int64)
@@ -65,7 +69,10 @@ def gather(
     return input_ids, positions, slots, kv_lens
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["num", "most", "null_row", "num_slots"],
+    do_not_specialize_on_alignment=["rows", "input_ids", "positions", "slots", "kv_lens"],
+)
 def _begin(
     inbox, counter, rows, computed, tokens, tables, input_ids, positions, slots, kv_lens,
     num, most, null_row, num_slots, tokens_stride, tables_stride,
@@ -108,16 +115,20 @@ def begin(
     _begin[(1,)](
         inbox, counter, rows, computed, tokens, tables, input_ids, positions, slots, kv_lens,
         num, inbox.shape[2], len(computed) - 1, inbox.shape[0], tokens.stride(0), tables.stride(0),
-        PAGE=block_size, BLOCK=next_power_of_2(num), num_warps=4,
+        PAGE=block_size, BLOCK=padded(num), num_warps=4,
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["num", "most", "null_row", "num_slots"], do_not_specialize_on_alignment=["token_ids", "rows"]
+)
 def _append(
     token_ids, rows, lens, tokens, outbox, counter, num, most, null_row, num_slots, tokens_stride,
     BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One program: new tokens go to the end of their rows and to the outbox; the step is over."""
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
     index = tl.arange(0, BLOCK)
     inside = index < num
     if PDL:
@@ -146,5 +157,5 @@ def append(
     num = len(rows)
     _append[(1,)](
         token_ids, rows, lens, tokens, outbox, counter, num, outbox.shape[1], len(lens) - 1, outbox.shape[0],
-        tokens.stride(0), BLOCK=next_power_of_2(num), num_warps=4, **dependent_launch(token_ids),
+        tokens.stride(0), BLOCK=padded(num), num_warps=4, **dependent_launch(token_ids),
     )  # fmt: skip

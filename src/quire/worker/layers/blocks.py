@@ -152,10 +152,9 @@ class GatedMLP(nn.Module):
         self.gate_up_proj = Linear(shape.hidden_size, (width, width), build, bias=bias)
         self.down_proj = Linear(width, (shape.hidden_size,), build, bias=bias, cut=1)
         self.activation = ACTIVATIONS[shape.activation]
-        self._kernels = build.kernels
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # [tokens, hidden] -> [tokens, hidden]
-        return self.down_proj(self._kernels.gated(self.gate_up_proj(x), self.activation))
+        return self.down_proj(self.gate_up_proj.gated(x, self.activation))
 
 
 class DecoderLayer(nn.Module):

@@ -39,3 +39,7 @@ class Linear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # [..., in] -> [..., sum(out_parts)]
         return self._scheme.apply(self, x)
+
+    def gated(self, x: torch.Tensor, kind: str) -> torch.Tensor:  # [..., in] -> [..., sum(out_parts) / 2]
+        """act(gate) * up, of a gate and an up projection that are fused into this one."""
+        return self._scheme.apply_gated(self, x, kind)

@@ -37,6 +37,11 @@ class Unquantized:
             return torch.ops.mkldnn._linear_pointwise(x, layer.weight, layer.bias, "none", [], "")
         return layer.kernels.linear(x, layer.weight, layer.bias)
 
+    def apply_gated(self, layer: nn.Module, x: torch.Tensor, kind: str) -> torch.Tensor:
+        if layer.weight.is_mkldnn:
+            return layer.kernels.gated(self.apply(layer, x), kind)
+        return layer.kernels.gated_linear(x, layer.weight, layer.bias, kind)
+
 
 def _packable(dtype: torch.dtype) -> bool:
     """Whether this CPU has oneDNN kernels for packed weights of this format."""

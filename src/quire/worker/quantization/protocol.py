@@ -37,7 +37,7 @@ class Scheme(Protocol):
         """Give the layer its empty parameters, each made by `parameter`.
 
         The layer says what they are for: in_features, out_parts (widths of the fused outputs), has_bias, dtype (of
-        the activations), device, kernels, and cut, the dimension of [out, in] along which several devices would share it.
+        the activations), device, kernels, and cut, the dimension of [out, in] along which several devices share it.
         """
 
     def finish(self, layer: nn.Module) -> None:
@@ -45,6 +45,9 @@ class Scheme(Protocol):
 
     def apply(self, layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
         """x [..., in] to [..., out], bias included."""
+
+    def apply_gated(self, layer: nn.Module, x: torch.Tensor, kind: str) -> torch.Tensor:
+        """act(gate) * up of the two halves of `apply`, in one kernel where there is one."""
 
 
 def parameter(
