@@ -251,7 +251,7 @@ def test_uniform_is_that_of_the_twin() -> None:
 
 
 class Together:
-    """Runs the programs of an interpreted launch as threads, one at a time, that change places at each atomic."""
+    """Runs the programs of an interpreted launch as threads in turn, which changes at each atomic and barrier."""
 
     def __init__(self, function, programs: int) -> None:
         self._function, self._programs = function, programs
@@ -321,12 +321,16 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     monkeypatch.setattr(interpreter.GridExecutor, "__init__", init)
     monkeypatch.setattr(interpreter.InterpreterBuilder, "create_atomic_rmw", atomic_then_yield)
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_barrier", lambda _: running[0].yield_turn())
     yield
 
 
 @pytest.mark.parametrize(("splits", "vocab"), [(2, 700), (4, 1600), (16, 300), (16, 700)])
-def test_programs_that_share_a_row_find_the_same(at_once: None, splits: int, vocab: int) -> None:
+def test_programs_that_share_a_row_find_the_same(
+    at_once: None, monkeypatch: pytest.MonkeyPatch, splits: int, vocab: int
+) -> None:
     """The token depends on nothing but the row: not on how many programs share it, nor who comes first."""
+    monkeypatch.setattr(fused, "CAPACITY", 16)  # so that there are several rounds
     wishes = [{"top_k": 100, "top_p": 0.9}, {"top_p": 0.8}, {"temperature": 0}, {}, ADJUSTED[1]]
     case = Case(vocab, wishes, len(wishes))
     logits = random_logits(len(wishes), vocab, torch.float32, "flat" if splits == 4 else "normal", seed=splits)

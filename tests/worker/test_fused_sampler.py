@@ -33,10 +33,11 @@ VOCAB = 300
 
 @pytest.fixture(autouse=True)
 def needs_interpreter(request: pytest.FixtureRequest) -> None:
-    if RUNS == ("own_process" in request.node.name):
+    if RUNS == ("its_own_process" in request.node.name):
         pytest.skip("triton was imported " + ("as these tests need it" if RUNS else "without its interpreter"))
 
 
+@pytest.mark.timeout(280)
 def test_in_its_own_process() -> None:
     """Where another test imported triton without its interpreter, these need a process in which it has it."""
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]

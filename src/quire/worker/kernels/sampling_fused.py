@@ -20,6 +20,8 @@ wait for each other between passes, so all of them must be on the GPU at once: `
 The twin is `quire.worker.sampling.sampler.Sampler`.
 """
 
+from functools import lru_cache
+
 import torch
 import triton
 import triton.language as tl
@@ -417,9 +419,14 @@ def splits_for(num_samples: int, device: torch.device) -> int:
     if device.type != "cuda":
         return 1
     splits = SEGMENTS
-    while num_samples * splits > torch.cuda.get_device_properties(device).multi_processor_count and splits > 1:
+    while num_samples * splits > _num_multiprocessors(device) and splits > 1:
         splits //= 2
     return splits
+
+
+@lru_cache
+def _num_multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def sample(
