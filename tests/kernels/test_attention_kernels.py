@@ -29,6 +29,7 @@ def test_random_mixed_steps(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_backend, "MIN_SPLIT", rng.choice([16, 64]))
     monkeypatch.setattr(triton_backend, "SPLIT_STEP", 16)
     monkeypatch.setattr(triton_backend.TritonAttention, "_fill", lambda *_: rng.choice([0, 9]))
+    monkeypatch.setattr(triton_backend.TritonAttention, "_num_processors", lambda *_: rng.choice([2, 8, 40]))
     kv_heads, group, dim = rng.choice([1, 2, 3]), rng.choice([1, 2, 3, 4, 7]), rng.choice([8, 16, 64, 80])
     spec = AttentionSpec(
         num_heads=kv_heads * group,
@@ -56,6 +57,7 @@ def test_long_beside_short(window: int | None) -> None:
     q, k, v = (torch.randn(5, heads, 16, generator=generator).to(DEVICE) for heads in (4, 2, 2))
     for kind in (TritonAttention, TorchAttention):
         pages = Pages(kind(), (kv,), 400, 16, device=DEVICE)
+        pages.backend.add_layer(spec)
         sequences = [Sequence([0] * 4000) for _ in lens]
         old = [n for n in lens if n > 1]
         batch = pages.batch([(s, n - 1) for s, n in zip(sequences, lens, strict=True) if n > 1])
@@ -75,14 +77,20 @@ def test_long_beside_short(window: int | None) -> None:
 def test_a_plan_covers_every_token_once(seed: int) -> None:
     rng = random.Random(seed)
     num, extra = rng.choice([1, 2, 7, 30]), rng.choice([1, 4, 40])
+    padding, whole_from = rng.choice([0, 0, 3]), rng.choice([2, 100])
     lens = [rng.choice([1, 5, 64, 300, 5000]) for _ in range(num + 3)]
     requests = rng.sample(range(num + 3), num)
     plan = plan_decode(
-        torch.tensor(requests).int().to(DEVICE), torch.tensor(lens).int().to(DEVICE), extra, rng.choice([16, 64]), 16
+        torch.tensor(requests + [-1] * padding).int().to(DEVICE),
+        torch.tensor(lens).int().to(DEVICE),
+        extra,
+        rng.choice([16, 64]),
+        16,
+        whole_from,
     )
     split, items, parts = int(plan.split), plan.items.tolist(), plan.parts.tolist()
     assert split % 16 == 0
-    assert len(items) == num + extra
+    assert len(items) == num + padding + extra
     places: set[int] = set()
     at = 0
     for line, request in enumerate(requests):
@@ -95,5 +103,5 @@ def test_a_plan_covers_every_token_once(seed: int) -> None:
             assert not places & own
             places |= own
     assert plan.first[num] == at
-    assert items[at:] == [-1] * (num + extra - at)
+    assert items[at:] == [-1] * (num + padding + extra - at)
     assert not places or max(places) < 2 * extra

@@ -76,6 +76,7 @@ class World:
         self.generator = torch.Generator().manual_seed(seed)
         self.spec, self.dtype = spec, dtype
         self.backend = kind()
+        self.backend.add_layer(spec)
         kv = KVSpec(spec.num_kv_heads, spec.head_dim, dtype)
         self.pages = Pages(self.backend, (kv,), 200, self.rng.choice([1, 4, 8, 16]), seed, device)
         self.sequences = [Sequence([0] * 10_000) for _ in range(self.rng.randint(1, 9))]

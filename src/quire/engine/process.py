@@ -21,6 +21,9 @@ from quire.messages import (
 
 log = logging.getLogger("quire.engine")
 
+QUIET_S = 0.1
+"""After so long without work the device may prepare for later."""
+
 
 class Wire:
     """Two sockets in a private folder: one for what comes in, one for what goes out.
@@ -42,10 +45,12 @@ class Wire:
         """Send without waiting."""
         self._outbox.send(self._encoder.encode(message))
 
-    def receive(self, *, block: bool) -> list[ToEngine]:
-        """All messages that are there; if `block`, wait for the first."""
+    def receive(self, *, wait_s: float | None) -> list[ToEngine]:
+        """All messages that are there; if there is none, wait that long for the first, without end if None."""
         messages: list[ToEngine] = []
-        flags = 0 if block else zmq.NOBLOCK
+        flags = 0 if wait_s is None else zmq.NOBLOCK
+        if wait_s:
+            self._inbox.poll(wait_s * 1000)
         while True:
             try:
                 data: Any = self._inbox.recv(flags)
@@ -69,18 +74,26 @@ class EngineProcess:
         self._core = core
         self._wire = wire
         self._sent = EngineStats()
+        self._quiet = False
 
     def run(self) -> None:
         """Receive, step, send. An exception here is a device error: the process ends and its clients are told."""
-        while self._take_in(self._wire.receive(block=self._idle())):
+        while self._take_in(self._wire.receive(wait_s=self._patience())):
             outputs = self._core.step()
             if outputs.outputs or outputs.stats != self._sent:
                 self._sent = outputs.stats
                 self._wire.send(outputs)
 
-    def _idle(self) -> bool:
-        """Whether there is nothing to do at all but wait for a message."""
-        return not self._core.busy and not self._core.prepare()
+    def _patience(self) -> float | None:
+        """How long to wait for a message: not at all while there is work, a moment while there is something to prepare
+        (so that it delays nobody who sends one request after another), else without end."""
+        if self._core.busy:
+            self._quiet = False
+            return 0.0
+        if not self._quiet:
+            self._quiet = True
+            return QUIET_S
+        return 0.0 if self._core.prepare() else None
 
     def _take_in(self, messages: list[ToEngine]) -> bool:
         """Apply messages; False on shutdown."""

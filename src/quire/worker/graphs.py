@@ -1,53 +1,49 @@
-"""Graphs: owns the CUDA graphs of steps in which every row runs one token, and the buffers they read and write.
+"""Graphs: owns the CUDA graphs of steps, and the buffers they read and write.
 
 One graph is a whole step: inputs gathered from the rows, the model, and, where nothing else is asked for, sampling and
-the new tokens' way back to the host. What changes from step to step lies in pinned memory that the graph reads by
-itself (`kernels/step.py`), so the host's part is to write a few numbers and to launch.
+the new tokens' way back to the host. What changes from step to step goes through the ring, so the host's part is to
+write some numbers and to launch. Two shapes of step have graphs:
 
-    size      1 | 2 | 4 | 8 | 16 | 24 | ...    a step of n rows takes the next one, filled up with the null row
-    kind      greedy, fused, adjusted: with sampling | eager: up to the logits, where a row wants what cannot be captured
+    decode    every row runs one token and yields one      size = rows
+    mixed     any few tokens of any rows                    size = (tokens, rows); where launching would take longer
 
-Graphs are made when they are first needed, or when there is nothing else to do; until one is there, a larger one of
-less than twice the size serves.
+A step takes the next size up; places that are over belong to the null row.
+Each shape comes in kinds: greedy, fused, adjusted are with sampling; eager ends with the logits, where a row wants what
+cannot be captured. Graphs are made when first needed, and in spare time, largest first.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
 from torch import nn
 
-from quire.messages import StepPlan, StepResult
-from quire.worker.attention.protocol import AttentionBackend
+from quire.messages import StepPlan
+from quire.worker.attention.triton_backend import TritonAttention
 from quire.worker.batch import Batch
-from quire.worker.kernels.step import append, begin
+from quire.worker.kernels.launch import aligned
+from quire.worker.kernels.step import advance, append, begin, gather
+from quire.worker.ring import Ring, RingResult
 from quire.worker.rows import Rows
 from quire.worker.sampling.fused import ADJUSTED, EAGER, FUSED, GREEDY, FusedSampler
 
-NUM_SLOTS = 4
-"""Steps that may be on their way at once; the loop has two."""
+KINDS = (GREEDY, FUSED, ADJUSTED, EAGER)
+Size = TypeVar("Size")
 
 
-def graph_sizes(most: int) -> tuple[int, ...]:
-    """Sizes worth a graph of their own, up to and including `most`."""
-    steps = [(1, 1), (2, 2), (4, 4), *((n, 8) for n in range(8, 256, 8)), *((n, 32) for n in range(256, 512, 32))]
-    sizes = [size for size, _ in steps] + list(range(512, most, 64))
-    return (*(size for size in sizes if size < most), most)
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a captured step is made of."""
 
-
-@dataclass(slots=True)
-class RingResult:
-    """Tokens of a captured step, in its slot of the outbox."""
-
-    tokens: np.ndarray
-    event: torch.cuda.Event
-
-    def wait(self) -> StepResult:
-        """Block until they are there."""
-        self.event.synchronize()
-        return StepResult(self.tokens.tolist())
+    model: nn.Module
+    backend: TritonAttention
+    rows: Rows
+    kv: tuple[torch.Tensor, ...]
+    sampler: FusedSampler
 
 
 class _Captured:
@@ -58,122 +54,90 @@ class _Captured:
         self.logits = logits
 
 
-class StepGraphs:
-    """Args:
-    model, backend, rows, kv, sampler: what the runner drives.
-    most: rows of the largest step.
+class StepGraphs(ABC, Generic[Size]):
+    """The graphs of one shape of step.
+
+    Args:
+        width: numbers that the host says to a step, at most.
+        most: rows of the largest step.
+        pool: of graph memory, shared between shapes: no two steps run at once.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        backend: AttentionBackend,
-        rows: Rows,
-        kv: tuple[torch.Tensor, ...],
-        sampler: FusedSampler,
-        most: int,
-    ) -> None:
-        self._model, self._backend, self._rows, self._kv, self._sampler = model, backend, rows, kv, sampler
-        self._sizes = graph_sizes(most)
-        self._graphs: dict[tuple[int, str], _Captured] = {}
+    def __init__(self, parts: Parts, width: int, most: int, pool: Any) -> None:
+        self._parts = parts
+        self._pool = pool
+        self._ring = Ring(width, most, parts.rows.lens.device)
+        self._graphs: dict[tuple[Size, str], _Captured] = {}
         self._kinds = [GREEDY]  # seen so far: what spare time is spent on
-        self._pool = torch.cuda.graph_pool_handle()
-        device = rows.lens.device
-        self._buffers = torch.zeros(4, most, dtype=torch.int32, device=device)  # rows, ids, positions, kv_lens
-        self._slots = torch.zeros(most, dtype=torch.int64, device=device)
-        self._starts = torch.arange(most + 1, dtype=torch.int32, device=device)
-        self._last = torch.arange(most, device=device)
-        self._inbox = torch.zeros(NUM_SLOTS, 2, most, dtype=torch.int32).pin_memory()
-        self._outbox = torch.zeros(NUM_SLOTS, most, dtype=torch.int32).pin_memory()
-        self._host_inbox, self._host_outbox = self._inbox.numpy(), self._outbox.numpy()
-        self._counter = torch.zeros(1, dtype=torch.int64, device=device)
-        self._count = 0
-        self._events = [torch.cuda.Event() for _ in range(NUM_SLOTS)]
-        self._place = np.zeros(rows.num_rows + 1, dtype=np.int64)
 
+    @abstractmethod
     def takes(self, plan: StepPlan) -> bool:
-        """Whether a graph can run this step: one token for every row, and one new token from every row."""
-        num = len(plan.rows)
-        return num == len(plan.samples) == sum(plan.counts) and num <= self._sizes[-1]
+        """Whether a graph can run this step."""
+
+    @abstractmethod
+    def _sizes(self) -> tuple[Size, ...]:
+        """Sizes to capture in spare time, in this order."""
+
+    @abstractmethod
+    def _fitting(self, plan: StepPlan) -> list[Size]:
+        """Sizes that may run this step: the one to capture for it, then others that would do."""
+
+    @abstractmethod
+    def _fill(self, inbox: np.ndarray, size: Size, plan: StepPlan | None) -> None:
+        """Write what the step needs to know; None is a step of the null row only."""
+
+    @abstractmethod
+    def _send(self, slot: int, size: Size) -> None:
+        """Bring a slot of the inbox to the device, if the step does not read it there itself."""
+
+    @abstractmethod
+    def _run(self, size: Size, kind: str) -> torch.Tensor | None:
+        """The step itself; its logits if the kind is EAGER."""
 
     def launch(self, plan: StepPlan) -> RingResult | torch.Tensor:
         """Run the step: its tokens on their way, or its logits [samples, vocab] where sampling is not captured."""
-        num = len(plan.rows)
-        kind = self._sampler.variant(plan.rows)
-        captured, size = self._pick(num, kind)
-        slot = self._fill(plan, size)
-        self._sampler.flush()
+        num = len(plan.samples)
+        kind = self._parts.sampler.variant([plan.rows[index] for index in plan.samples])
+        size = self._pick(plan, kind)
+        captured = self._graphs[size, kind]
+        slot = self._ring.next_slot()
+        self._fill(self._ring.host_inbox[slot], size, plan)
+        self._send(slot, size)
+        self._parts.sampler.flush()
         captured.graph.replay()
-        self._end_step(slot)
-        if captured.logits is not None:
-            return captured.logits[:num]
-        return RingResult(self._host_outbox[slot, :num], self._events[slot])
+        result = self._ring.launched(num)
+        return result if captured.logits is None else captured.logits[:num]
 
     def capture_next(self) -> bool:
-        """Make the largest graph that is missing; whether there was one."""
+        """Make a graph that is missing; whether there was one."""
         for kind in self._kinds:
-            for size in reversed(self._sizes):
+            for size in self._sizes():
                 if (size, kind) not in self._graphs:
-                    self._capture(size, kind)
+                    self.capture(size, kind)
                     return True
         return False
 
     def needed_bytes(self) -> int:
         """An upper estimate of the device memory of all graphs; found by making some."""
-        device = self._slots.device
+        device = self._parts.rows.lens.device
+        sizes = self._sizes()
         free = [torch.cuda.mem_get_info(device)[0]]
-        few = self._sizes[:4]
-        for sizes in (self._sizes[-1:], few):
-            for size in sizes:
-                self._capture(size, ADJUSTED)
+        for some in (sizes[:1], sizes[-4:]):
+            for size in some:
+                self.capture(size, ADJUSTED)
             torch.cuda.synchronize(device)
             free.append(torch.cuda.mem_get_info(device)[0])
         largest, others = free[0] - free[1], free[1] - free[2]
-        return largest + -(-others // len(few)) * len(self._sizes) * len((GREEDY, FUSED, ADJUSTED, EAGER))
+        return largest + -(-others // 4) * len(sizes) * len(KINDS)
 
-    def _pick(self, num: int, kind: str) -> tuple[_Captured, int]:
-        if kind not in self._kinds:
-            self._kinds.append(kind)
-        exact = next(size for size in self._sizes if size >= num)
-        for size in self._sizes:
-            if exact <= size <= max(2 * num, exact) and (captured := self._graphs.get((size, kind))):
-                return captured, size
-        return self._capture(exact, kind), exact
-
-    def _fill(self, plan: StepPlan, size: int) -> int:
-        """Write rows and new blocks into the next slot of the inbox; blocks that are not the next one go directly."""
-        slot = self._count % NUM_SLOTS
-        self._events[slot].synchronize()  # long since done
-        num = len(plan.rows)
-        rows, blocks = self._host_inbox[slot]
-        rows[:num] = plan.rows
-        rows[num:size] = self._rows.num_rows
-        blocks[:size] = 0
-        if plan.new_blocks:
-            self._place[rows[:num]] = np.arange(num)
-            others = []
-            for new in plan.new_blocks:
-                place = self._place[new.row]
-                if len(new.blocks) == 1 and new.first == plan.starts[place] // self._rows.block_size:
-                    blocks[place] = new.blocks[0]
-                else:
-                    others.append(new)
-            self._rows.grow(others)
-        return slot
-
-    def _end_step(self, slot: int) -> None:
-        self._events[slot].record()
-        self._count += 1
-
-    def _capture(self, size: int, kind: str) -> _Captured:
+    def capture(self, size: Size, kind: str) -> None:
         """Run the step once on the null row, which compiles what is missing, then capture it."""
-        slot = self._count % NUM_SLOTS
-        self._events[slot].synchronize()
-        self._host_inbox[slot, 0, :size] = self._rows.num_rows
-        self._host_inbox[slot, 1, :size] = 0
-        self._sampler.flush()
+        slot = self._ring.next_slot()
+        self._fill(self._ring.host_inbox[slot], size, None)
+        self._send(slot, size)
+        self._parts.sampler.flush()
         self._run(size, kind)
-        self._end_step(slot)
+        self._ring.launched(0)
         torch.cuda.current_stream().synchronize()
         graph = torch.cuda.CUDAGraph()
         graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
@@ -182,15 +146,90 @@ class StepGraphs:
         finally:
             graph.capture_end()
         self._graphs[size, kind] = _Captured(graph, logits)
-        return self._graphs[size, kind]
+
+    def _pick(self, plan: StepPlan, kind: str) -> Size:
+        if kind not in self._kinds:
+            self._kinds.append(kind)
+        fitting = self._fitting(plan)
+        for size in fitting:
+            if (size, kind) in self._graphs:
+                return size
+        self.capture(fitting[0], kind)
+        return fitting[0]
+
+    def _finish(self, batch: Batch, kind: str, rows: torch.Tensor) -> torch.Tensor | None:
+        """Model, sampling of `rows` [samples] and the end of the step, as far as the kind goes."""
+        parts, tables = self._parts, self._parts.rows
+        hidden = parts.model(batch)
+        if len(batch.logits_index) != len(hidden):
+            hidden = hidden[batch.logits_index]
+        logits = parts.model.logits(hidden)
+        if kind == EAGER:
+            self._ring.counter += 1
+            return logits
+        token_ids = parts.sampler.sample(kind, logits, rows, tables.lens)
+        append(token_ids, rows, tables.lens, tables.tokens, self._ring.outbox, self._ring.counter)
+        return None
+
+
+class DecodeGraphs(StepGraphs[int]):
+    """One token of every row: the device reads rows and new blocks from the inbox by itself.
+
+    inbox   | rows [most] | new blocks [most], 0 where none |
+    """
+
+    def __init__(self, parts: Parts, most: int, pool: Any) -> None:
+        super().__init__(parts, 2 * most, most, pool)
+        device = parts.rows.lens.device
+        self._most = most
+        self._buffers = torch.zeros(4, aligned(most), dtype=torch.int32, device=device)
+        self._slots = torch.zeros(most, dtype=torch.int64, device=device)
+        self._starts = torch.arange(most + 1, dtype=torch.int32, device=device)
+        self._place = np.zeros(parts.rows.num_rows + 1, dtype=np.int64)
+        self._all_sizes = decode_sizes(most)
+
+    def takes(self, plan: StepPlan) -> bool:
+        """One token for every row, and one new token from every row."""
+        num = len(plan.rows)
+        return num == len(plan.samples) == sum(plan.counts) and num <= self._most
+
+    def _sizes(self) -> tuple[int, ...]:
+        return self._all_sizes[::-1]
+
+    def _fitting(self, plan: StepPlan) -> list[int]:
+        num = len(plan.rows)
+        sizes = [size for size in self._all_sizes if size >= num]
+        return [size for size in sizes if size <= max(2 * num, sizes[0])]
+
+    def _fill(self, inbox: np.ndarray, size: int, plan: StepPlan | None) -> None:
+        rows, blocks = inbox[: self._most], inbox[self._most :]
+        num = 0 if plan is None else len(plan.rows)
+        rows[num:size] = self._parts.rows.num_rows
+        blocks[:size] = 0
+        if plan is None:
+            return
+        rows[:num] = plan.rows
+        if not plan.new_blocks:
+            return
+        self._place[rows[:num]] = np.arange(num)
+        others = []
+        for new in plan.new_blocks:
+            place = self._place[new.row]
+            if len(new.blocks) == 1 and new.first == plan.starts[place] // self._parts.rows.block_size:
+                blocks[place] = new.blocks[0]
+            else:
+                others.append(new)
+        self._parts.rows.grow(others)
+
+    def _send(self, slot: int, size: int) -> None:
+        """The device reads it there."""
 
     def _run(self, size: int, kind: str) -> torch.Tensor | None:
-        """The step itself."""
         rows, ids, positions, kv_lens = self._buffers[:, :size].unbind()
-        slots = self._slots[:size]
-        tables = self._rows
+        slots, starts = self._slots[:size], self._starts[: size + 1]
+        tables = self._parts.rows
         begin(
-            self._inbox, self._counter, rows, ids, positions, slots, kv_lens,
+            self._ring.inbox.view(-1, 2, self._most), self._ring.counter, rows, ids, positions, slots, kv_lens,
             tables.computed, tables.tokens, tables.blocks, tables.block_size,
         )  # fmt: skip
         batch = Batch(
@@ -198,20 +237,124 @@ class StepGraphs:
             positions=positions,
             slots=slots,
             rows=rows,
-            query_starts=self._starts[: size + 1],
+            query_starts=starts,
             kv_lens=kv_lens,
             block_tables=tables.blocks,
-            logits_index=self._last[:size],
-            kv=self._kv,
+            logits_index=starts[:size],
+            kv=self._parts.kv,
             block_size=tables.block_size,
             counts=(1,) * size,
             kv_bounds=(1,) * size,
         )
-        batch = batch.planned(self._backend.plan(batch))
-        logits = self._model.logits(self._model(batch))
-        if kind == EAGER:
-            self._counter += 1
-            return logits
-        token_ids = self._sampler.sample(kind, logits, rows, tables.lens)
-        append(token_ids, rows, tables.lens, tables.tokens, self._outbox, self._counter)
-        return None
+        return self._finish(batch.planned(self._parts.backend.plan(batch)), kind, rows)
+
+
+class MixedGraphs(StepGraphs[tuple[int, int]]):
+    """A few tokens of any rows: what the host says is copied to the device before the graph runs.
+
+    inbox   | rows, one more | query starts, one more | request of each token | place of each sample's logits |
+            | row of each sample | requests that decode | tile requests | tile starts |
+
+    Tokens that fill up the step belong to one request more, of the null row.
+    """
+
+    def __init__(self, parts: Parts, most_tokens: int, most: int, pool: Any) -> None:
+        self._token_sizes = token_sizes(most_tokens)
+        self._row_sizes = (*(size for size in (16, 64, 256) if size < most), most)
+        largest = (self._token_sizes[-1], most)
+        self._tile = parts.backend.tile_tokens()
+        super().__init__(parts, sum(self._layout(largest)), most, pool)
+        self._buffer = torch.zeros(sum(self._layout(largest)), dtype=torch.int32, device=parts.rows.lens.device)
+
+    def takes(self, plan: StepPlan) -> bool:
+        """Few enough tokens."""
+        return bool(plan.samples) and sum(plan.counts) <= self._token_sizes[-1]
+
+    def _sizes(self) -> tuple[tuple[int, int], ...]:
+        return tuple((tokens, self._row_sizes[0]) for tokens in self._token_sizes[::-1])
+
+    def _fitting(self, plan: StepPlan) -> list[tuple[int, int]]:
+        tokens, num = sum(plan.counts), len(plan.rows)
+        row_size = next(size for size in self._row_sizes if size >= num)
+        return [(next(size for size in self._token_sizes if size >= tokens), row_size)]
+
+    def _layout(self, size: tuple[int, int]) -> list[int]:
+        """Lengths of the inbox's parts, each a multiple of four."""
+        tokens, rows = size
+        tiles = -(-tokens // self._tile) + min(rows, tokens // 2)
+        return [aligned(n) for n in (rows + 1, rows + 2, tokens, rows, rows, rows, tiles, tiles)]
+
+    def _fill(self, inbox: np.ndarray, size: tuple[int, int], plan: StepPlan | None) -> None:
+        layout = self._layout(size)
+        ends = np.cumsum(layout)
+        parts = np.split(inbox[: ends[-1]], ends[:-1])
+        rows, starts, requests, logits_index, sample_rows, decode, tile_requests, tile_starts = parts
+        tokens, null_row = size[0], self._parts.rows.num_rows
+        num = 0 if plan is None else len(plan.rows)
+        counts = np.asarray([] if plan is None else plan.counts, dtype=np.int32)
+        samples = np.asarray([] if plan is None else plan.samples, dtype=np.int64)
+        total = int(counts.sum())
+        rows[num:], starts[0], starts[num + 1 :] = null_row, 0, tokens
+        requests[total:] = num
+        logits_index[len(samples) :], sample_rows[len(samples) :] = 0, null_row
+        decode[:], tile_requests[:] = -1, -1
+        if plan is None:
+            return
+        rows[:num] = plan.rows
+        np.cumsum(counts, out=starts[1 : num + 1])
+        requests[:total] = np.repeat(np.arange(num), counts)
+        logits_index[: len(samples)] = starts[samples + 1] - 1
+        sample_rows[: len(samples)] = rows[samples]
+        single = np.flatnonzero(counts == 1)
+        decode[: len(single)] = single
+        bounds = np.asarray(plan.starts) + counts
+        whose, first = self._parts.backend.tiles(np.flatnonzero(counts > 1), counts, bounds)
+        tile_requests[: len(whose)], tile_starts[: len(first)] = whose, first
+        self._parts.rows.grow(plan.new_blocks)
+
+    def _send(self, slot: int, size: tuple[int, int]) -> None:
+        length = sum(self._layout(size))
+        self._buffer[:length].copy_(self._ring.inbox[slot, :length], non_blocking=True)
+
+    def _run(self, size: tuple[int, int], kind: str) -> torch.Tensor | None:
+        tokens, num_rows = size
+        layout = self._layout(size)
+        rows, starts, requests, logits_index, sample_rows, decode, tile_requests, tile_starts = self._buffer[
+            : sum(layout)
+        ].split(layout)
+        rows, starts, sample_rows = rows[: num_rows + 1], starts[: num_rows + 2], sample_rows[:num_rows]
+        requests, logits_index, decode = requests[:tokens], logits_index[:num_rows], decode[:num_rows]
+        tables, backend = self._parts.rows, self._parts.backend
+        ids, positions, slots, kv_lens = gather(
+            rows, starts, requests, tables.computed, tables.tokens, tables.blocks, tables.block_size
+        )
+        batch = Batch(
+            input_ids=ids,
+            positions=positions,
+            slots=slots,
+            rows=rows,
+            query_starts=starts,
+            kv_lens=kv_lens,
+            block_tables=tables.blocks,
+            logits_index=logits_index,
+            kv=self._parts.kv,
+            block_size=tables.block_size,
+            counts=(),
+            kv_bounds=(),
+        )
+        batch = batch.planned(backend.fixed_plan(batch, decode, tile_requests, tile_starts))
+        logits = self._finish(batch, kind, sample_rows)
+        advance(rows, kv_lens, tables.computed)
+        return logits
+
+
+def decode_sizes(most: int) -> tuple[int, ...]:
+    """Numbers of rows worth a graph of their own, up to and including `most`."""
+    sizes = [1, 2, 4, *range(8, 256, 8), *range(256, 512, 32), *range(512, most, 64)]
+    return (*(size for size in sizes if size < most), most)
+
+
+def token_sizes(most: int) -> tuple[int, ...]:
+    """Numbers of tokens worth a graph of their own, up to and including `most`: no more than an eighth is wasted."""
+    sizes = [32, 64, 96, *range(128, 512, 64), *range(512, 2048, 128), *range(2048, most, 256)]
+    return (*(size for size in sizes if size < most), most)

@@ -35,7 +35,7 @@ class RowSampler(Protocol):
 
 
 class Graphs(Protocol):
-    """Captured steps: `graphs.StepGraphs`, or none."""
+    """Captured steps of one shape: `graphs.StepGraphs`."""
 
     def takes(self, plan: StepPlan) -> bool:
         """Whether a graph can run this step."""
@@ -50,26 +50,6 @@ class Graphs(Protocol):
         """Device memory that all graphs may take."""
 
 
-class NoGraphs:
-    """Every step runs eagerly."""
-
-    def takes(self, plan: StepPlan) -> bool:
-        """None."""
-        return False
-
-    def launch(self, plan: StepPlan) -> Any:
-        """Never called."""
-        raise AssertionError("there are no graphs")
-
-    def capture_next(self) -> bool:
-        """Nothing to make."""
-        return False
-
-    def needed_bytes(self) -> int:
-        """None."""
-        return 0
-
-
 class Runner:
     """Runs steps, in the order in which they were planned.
 
@@ -80,7 +60,7 @@ class Runner:
         rows: the tables.
         kv: one tensor per layer.
         sampler: logits to tokens.
-        graphs: captured steps.
+        graphs: shapes of step that are captured, the first that takes a step runs it; empty where none are.
     """
 
     def __init__(
@@ -91,7 +71,7 @@ class Runner:
         rows: Rows,
         kv: tuple[torch.Tensor, ...],
         sampler: RowSampler,
-        graphs: Graphs,
+        graphs: tuple[Graphs, ...] = (),
     ) -> None:
         self._model = model
         self._backend = backend
@@ -109,14 +89,12 @@ class Runner:
         self._rows.start(plan.new_rows)
         for new in plan.new_rows:
             self._sampler.start_row(new)
-        if self.graphs.takes(plan):
-            launched = self.graphs.launch(plan)
-            if isinstance(launched, torch.Tensor):
-                self._logits = launched
-            else:
-                self._pending = launched
+        graphs = next((graphs for graphs in self.graphs if graphs.takes(plan)), None)
+        launched = self._eager(plan) if graphs is None else graphs.launch(plan)
+        if launched is None or isinstance(launched, torch.Tensor):
+            self._logits = launched
         else:
-            self._logits = self._eager(plan)
+            self._pending = launched
 
     @torch.inference_mode()
     def sample(self, plan: StepPlan, masks: dict[int, bytes]) -> Pending:
@@ -138,7 +116,7 @@ class Runner:
     @torch.inference_mode()
     def prepare(self) -> bool:
         """Use spare time; whether there was anything to do."""
-        return self.graphs.capture_next()
+        return any(graphs.capture_next() for graphs in self.graphs)
 
     def _eager(self, plan: StepPlan) -> torch.Tensor | None:
         """Logits [samples, vocab] of any step, None if nothing samples."""

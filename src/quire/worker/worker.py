@@ -21,14 +21,14 @@ from quire.worker.memory import GpuBudget, KVLayout, allocate_kv, cpu_available_
 from quire.worker.models.load import load_model
 from quire.worker.quantization.none import Unquantized
 from quire.worker.rows import Rows
-from quire.worker.runner import Graphs, NoGraphs, Pending, RowSampler, Runner
+from quire.worker.runner import Graphs, Pending, RowSampler, Runner
 from quire.worker.sampling.sampler import Sampler
 from quire.worker.sizes import (
     StepSizes,
     pick_device,
     pick_dtype,
     pick_max_model_len,
-    pick_mixed_prompt_tokens,
+    pick_mixed_sizes,
     pick_sizes,
 )
 
@@ -78,7 +78,8 @@ class Worker:
             progress=lambda done, total: progress("weights", done, total),
         )
         loaded = time.monotonic()
-
+        num_params = sum(parameter.numel() for parameter in model.parameters())
+        sizes = pick_mixed_sizes(sizes, config.scheduler, num_params, len(model.kv_specs()), self.device)
         house = _House(
             model,
             build,
@@ -99,10 +100,6 @@ class Worker:
         max_model_len = min(longest, fitting)
         if not config.scheduler.enable_chunked_prefill:  # a prompt must fit one step then
             sizes = replace(sizes, max_num_batched_tokens=max(sizes.max_num_batched_tokens, max_model_len))
-        wanted = config.scheduler.mixed_prompt_tokens
-        num_params = sum(parameter.numel() for parameter in model.parameters())
-        share = pick_mixed_prompt_tokens(wanted, num_params, len(model.kv_specs()), self.device)
-        sizes = replace(sizes, mixed_prompt_tokens=share if config.scheduler.enable_chunked_prefill else 0)
         self._runner = house.runner(layout, max_model_len)
         if budget is not None:
             budget.enforce()
@@ -146,17 +143,18 @@ class _House:
         build, most = self.build, self.sizes.max_num_seqs
         kv = allocate_kv(build.backend, self.model.kv_specs(), layout, build.device)
         rows = Rows(most, max_model_len, layout.block_size, build.device)
-        graphs: Graphs = NoGraphs()
         if not has_triton_kernels(build.device):
             sampler: RowSampler = Sampler(most, self.vocab_size, build.device)
-        else:
-            from quire.worker.graphs import StepGraphs
-            from quire.worker.sampling.fused import FusedSampler
+            return Runner(self.model, build.backend, build.kernels, rows, kv, sampler)
+        from quire.worker.graphs import DecodeGraphs, MixedGraphs, Parts
+        from quire.worker.sampling.fused import FusedSampler
 
-            sampler = fused = FusedSampler(most, self.vocab_size, build.device)
-            if self.use_graphs:
-                graphs = StepGraphs(self.model, build.backend, rows, kv, fused, most)
-        return Runner(self.model, build.backend, build.kernels, rows, kv, sampler, graphs)
+        fused = FusedSampler(most, self.vocab_size, build.device)
+        graphs: tuple[Graphs, ...] = ()
+        if self.use_graphs:
+            parts, pool = Parts(self.model, build.backend, rows, kv, fused), torch.cuda.graph_pool_handle()
+            graphs = (DecodeGraphs(parts, most, pool), MixedGraphs(parts, self.sizes.mixed_graph_tokens, most, pool))
+        return Runner(self.model, build.backend, build.kernels, rows, kv, fused, graphs)
 
     def left_after_peak(self, budget: GpuBudget, max_model_len: int) -> int:
         """Run the largest step there can be, with every sampler stage, and see what is left of the budget."""
@@ -168,7 +166,7 @@ class _House:
             max_model_len=max_model_len,
         )
         torch.cuda.synchronize(self.build.device)
-        for_graphs = runner.graphs.needed_bytes()
+        for_graphs = sum(graphs.needed_bytes() for graphs in runner.graphs)
         return budget.left_bytes() - for_graphs
 
     def run_once(self, runner: Runner, *, num_rows: int, num_tokens: int, max_model_len: int) -> None:

@@ -9,7 +9,7 @@ every way of cutting the text into pieces; a whole answer is one piece.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -52,13 +52,11 @@ Event = Content | Reasoning | ToolCallStart | ToolCallArguments | ToolCallEnd
 
 
 class Parser(Protocol):
-    """Reads one output. Make a new one for each.
+    """Reads one output. Make a new one for each."""
 
-    Attributes:
-        markers: special tokens that detokenization must leave in the text for this parser to work.
-    """
-
-    markers: ClassVar[tuple[str, ...]] | tuple[str, ...]
+    @property
+    def markers(self) -> tuple[str, ...]:
+        """Special tokens that detokenization must leave in the text for this parser to work."""
 
     def feed(self, text: str) -> list[Event]:
         """What these characters make certain. Never raises on any text; linear in its length."""
@@ -82,11 +80,15 @@ class ToolSet:
 
     def knows(self, name: str) -> bool:
         """Whether a call of this function is one."""
-        return bool(name) if self._parameters is None else name in self._parameters
+        return name.isprintable() and name != "" if self._parameters is None else name in self._parameters
 
     def parameters(self, name: str) -> Mapping[str, Any]:
         """The JSON schema of a function's arguments; empty if unknown."""
         return {} if self._parameters is None else self._parameters.get(name, {})
+
+
+ANY_TOOLS = ToolSet()
+"""Takes every name."""
 
 
 class ToolCall(msgspec.Struct):

@@ -21,7 +21,7 @@ Write = Callable[[str], object]
 SPACE = " \t\r\n"
 
 
-class NotACall(Exception):  # noqa: N818 - a turn in a grammar, not an error
+class NotACall(Exception):
     """The character ahead cannot follow in this format."""
 
 
@@ -192,7 +192,7 @@ class Reader:
                 self.at += len(found)
                 return found
             ahead = self.text[self.at : self.at + markers.longest]
-            if ahead and not markers.may_become(ahead):
+            if not markers.texts or (ahead and not markers.may_become(ahead)):
                 return None
             if self.ended:
                 if not (unfinished and ahead):

@@ -66,6 +66,9 @@ class CPUAttention:
     name = "cpu"
     graphs: GraphSupport = "never"
 
+    def add_layer(self, spec: AttentionSpec) -> None:
+        """Nothing to remember."""
+
     def kv_shape(self, spec: KVSpec, num_blocks: int, block_size: int) -> tuple[int, ...]:
         """K transposed within its block, V as it is."""
         return (2, num_blocks, spec.num_kv_heads, spec.head_dim * block_size)

@@ -52,6 +52,9 @@ class AttentionBackend(Protocol):
     name: str
     graphs: GraphSupport
 
+    def add_layer(self, spec: AttentionSpec) -> None:
+        """Called while the model is built, for each layer that will attend."""
+
     def kv_shape(self, spec: KVSpec, num_blocks: int, block_size: int) -> tuple[int, ...]:
         """Shape of one layer's KV tensor."""
 

@@ -34,6 +34,9 @@ class TorchAttention:
     name = "torch"
     graphs: GraphSupport = "never"
 
+    def add_layer(self, spec: AttentionSpec) -> None:
+        """Nothing to remember."""
+
     def kv_shape(self, spec: KVSpec, num_blocks: int, block_size: int) -> tuple[int, ...]:
         """K and V interleaved by token."""
         return (num_blocks, block_size, 2, spec.num_kv_heads, spec.head_dim)

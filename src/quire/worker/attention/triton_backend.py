@@ -9,7 +9,7 @@ which all run one needs nothing from it and can be captured.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ DECODE_TILES = {2: DecodeTiles(64, 4, 3), 4: DecodeTiles(32, 4, 2)}
 DECODE_TILES_FEW = {2: DecodeTiles(128, 4, 2, early=True), 4: DecodeTiles(32, 4, 2, early=True)}
 PREFILL_TILES = {2: PrefillTiles(128, 64, 4, 3), 4: PrefillTiles(64, 32, 4, 2)}
 PREFILL_TILES_FEW = {2: PrefillTiles(128, 64, 8, 3), 4: PrefillTiles(64, 32, 4, 2)}
-"""By bytes per element; FEW where there are fewer tiles than multiprocessors. Measured on an H200, benchmarks/NOTES.md."""
+"""By bytes per element; FEW for fewer tiles than multiprocessors. Measured on an H200, benchmarks/NOTES.md."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,29 +50,31 @@ class _Tiles:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """What runs one token, None where nothing does; and tiles of the rest by tile size, made by the first layer."""
+    """What runs one token, and the query tiles of the rest; None where there is nothing."""
 
     decode: DecodePlan | None
-    longer: np.ndarray
-    tiles: dict[int, _Tiles] = field(default_factory=dict)
+    tiles: _Tiles | None
 
 
 class TritonAttention:
     """Owns the scratch memory of split requests, one for each shape of heads."""
 
     name = "triton"
-    graphs: GraphSupport = "decode"
+    graphs: GraphSupport = "any"
 
     def __init__(self) -> None:
-        self._spec: KVSpec | None = None
-        self._group = 1
+        self._specs: set[AttentionSpec] = set()
+        self._element_size = 2
         self._scratch: dict[tuple[int, int], DecodeScratch] = {}
         self._all: torch.Tensor | None = None  # 0, 1, 2, ...: the requests of a step in which all decode
 
+    def add_layer(self, spec: AttentionSpec) -> None:
+        """Remember its heads."""
+        self._specs.add(spec)
+
     def kv_shape(self, spec: KVSpec, num_blocks: int, block_size: int) -> tuple[int, ...]:
         """K pages, then V pages, of each block."""
-        if self._spec is None or spec.num_kv_heads < self._spec.num_kv_heads:
-            self._spec = spec
+        self._element_size = spec.dtype.itemsize
         return (num_blocks, 2, spec.num_kv_heads, block_size, spec.head_dim)
 
     def plan(self, batch: Batch) -> _Plan:
@@ -80,21 +82,42 @@ class TritonAttention:
         device = batch.positions.device
         counts = np.asarray(batch.counts)
         single, longer = np.flatnonzero(counts == 1), np.flatnonzero(counts > 1)
-        if not len(single):
-            return _Plan(None, longer)
-        if not len(longer):
-            requests = self._first(len(single), device)
-        else:
-            requests = upload(torch.from_numpy(single.astype(np.int32)), device)
-        plan = plan_decode(
-            requests,
-            batch.kv_lens,
-            self._extra(device),
-            MIN_SPLIT,
-            SPLIT_STEP,
-            whole=self._fill(len(single), device) > 1.4,
+        decode, made = None, None
+        if len(single):
+            own = self._first(len(single), device) if not len(longer) else _on_device(single, device)
+            decode = self._plan_decode(own, batch)
+        if len(longer):
+            made = _Tiles(
+                *_on_device(np.stack(self.tiles(longer, counts, np.asarray(batch.kv_bounds))), device).unbind()
+            )
+        return _Plan(decode, made)
+
+    def fixed_plan(
+        self, batch: Batch, decode: torch.Tensor, tile_requests: torch.Tensor, tile_starts: torch.Tensor
+    ) -> _Plan:
+        """A plan of fixed size whose contents the device holds: requests that decode, and tiles; -1 is nobody."""
+        return _Plan(self._plan_decode(decode, batch), _Tiles(tile_requests, tile_starts))
+
+    def tile_tokens(self) -> int:
+        """Query tokens of a tile: what fits one of the largest group, for all layers alike."""
+        return PREFILL_TILES[self._element_size].tokens(
+            max(spec.num_heads // spec.num_kv_heads for spec in self._specs)
         )
-        return _Plan(plan, longer)
+
+    def tiles(self, longer: np.ndarray, counts: np.ndarray, bounds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(request, first query) of the tiles of some requests, those that see most keys first: the short ones fill
+        the gaps at the end.
+
+        Args:
+            longer: indices of the requests.
+            counts, bounds: query tokens and keys of every request of the step.
+        """
+        size = self.tile_tokens()
+        num = -(-counts[longer] // size)
+        requests = np.repeat(longer, num)
+        starts = (np.arange(len(requests)) - np.repeat(np.cumsum(num) - num, num)) * size
+        order = np.argsort(counts[requests] - bounds[requests] - starts, kind="stable")
+        return requests[order], starts[order]
 
     def store(
         self,
@@ -124,23 +147,29 @@ class TritonAttention:
             few = self._fill(len(plan.decode.requests), q.device) <= 2
             choices = DECODE_TILES_FEW if few else DECODE_TILES
             decode_attention(q, kv, out, *where, plan.decode, scratch, choices[q.element_size()], **how)
-        if len(plan.longer):
-            size = PREFILL_TILES[q.element_size()].tokens(spec.num_heads // spec.num_kv_heads)
-            if size not in plan.tiles:
-                plan.tiles[size] = _make_tiles(plan.longer, batch, size)
-            tiles = plan.tiles[size]
-            few = len(tiles.starts) * spec.num_kv_heads <= self._num_processors(q.device)
-            choices = PREFILL_TILES_FEW if few else PREFILL_TILES
-            prefill_attention(q, kv, out, *where, tiles.requests, tiles.starts, choices[q.element_size()], **how)
+        if plan.tiles is not None:
+            few = len(plan.tiles.starts) * spec.num_kv_heads <= self._num_processors(q.device)
+            choice = (PREFILL_TILES_FEW if few else PREFILL_TILES)[q.element_size()]
+            tiles = plan.tiles
+            prefill_attention(q, kv, out, *where, tiles.requests, tiles.starts, self.tile_tokens(), choice, **how)
         return out
+
+    def _plan_decode(self, requests: torch.Tensor, batch: Batch) -> DecodePlan:
+        """Enough requests to fill most of the chip are left whole."""
+        device = requests.device
+        whole_from = int(1.4 * self._num_processors(device) / self._num_kv_heads())
+        return plan_decode(requests, batch.kv_lens, self._extra(device), MIN_SPLIT, SPLIT_STEP, whole_from)
 
     def _fill(self, num_requests: int, device: torch.device) -> float:
         """Programs per multiprocessor if no request is split."""
-        return num_requests * (self._spec.num_kv_heads if self._spec else 1) / self._num_processors(device)
+        return num_requests * self._num_kv_heads() / self._num_processors(device)
 
     def _extra(self, device: torch.device) -> int:
         """How many items more than requests a step may have: two programs on every multiprocessor."""
-        return -(-2 * self._num_processors(device) // (self._spec.num_kv_heads if self._spec else 1))
+        return -(-2 * self._num_processors(device) // self._num_kv_heads())
+
+    def _num_kv_heads(self) -> int:
+        return min(spec.num_kv_heads for spec in self._specs)
 
     def _num_processors(self, device: torch.device) -> int:
         return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
@@ -157,12 +186,5 @@ class TritonAttention:
         return self._scratch[key]
 
 
-def _make_tiles(longer: np.ndarray, batch: Batch, size: int) -> _Tiles:
-    """Tiles of `size` queries, those that see most keys first, so that the short ones fill the gaps at the end."""
-    counts, bounds = np.asarray(batch.counts), np.asarray(batch.kv_bounds)
-    num = -(-counts[longer] // size)
-    requests = np.repeat(longer, num)
-    starts = (np.arange(len(requests)) - np.repeat(np.cumsum(num) - num, num)) * size
-    order = np.argsort(counts[requests] - bounds[requests] - starts, kind="stable")
-    host = np.stack([requests[order], starts[order]]).astype(np.int32)
-    return _Tiles(*upload(torch.from_numpy(host), batch.positions.device).unbind())
+def _on_device(host: np.ndarray, device: torch.device) -> torch.Tensor:
+    return upload(torch.from_numpy(host.astype(np.int32)), device)

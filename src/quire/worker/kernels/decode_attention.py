@@ -45,35 +45,37 @@ class DecodePlan:
 
 
 @triton.jit(
-    do_not_specialize=["num", "extra", "min_split"],
+    do_not_specialize=["num", "extra", "min_split", "whole_from"],
     do_not_specialize_on_alignment=["requests", "kv_lens", "first", "parts", "items", "split_out"],
 )
 def _plan(
-    requests, kv_lens, first, parts, items, split_out, num, extra, min_split,
-    STEP: tl.constexpr, WHOLE: tl.constexpr, BLOCK: tl.constexpr, TAIL: tl.constexpr, PDL: tl.constexpr,
+    requests, kv_lens, first, parts, items, split_out, num, extra, min_split, whole_from,
+    STEP: tl.constexpr, BLOCK: tl.constexpr, TAIL: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """One program. Sum of ceil(len / split) <= num + extra, because split >= total / extra. WHOLE leaves requests of
-    about the mean length in one piece: there are enough of them."""
+    """One program. Sum of ceil(len / split) <= num + extra, because split >= total / extra. From `whole_from` requests
+    on, those of about the mean length are left in one piece: there are enough of them."""
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
     index = tl.arange(0, BLOCK)
-    valid = index < num
+    inside = index < num
     if PDL:
         tl.extra.cuda.gdc_wait()
-    request = tl.load(requests + index, mask=valid, other=0)
+    request = tl.load(requests + index, mask=inside, other=-1)
+    valid = request >= 0
     length = tl.load(kv_lens + request, mask=valid, other=0)
+    num_valid = tl.sum(valid.to(tl.int32), 0)
     total = tl.sum(length, 0)
     split = tl.maximum(tl.cdiv(total, extra), min_split)
-    if WHOLE:
-        split = tl.maximum(split, total * 5 // (num * 4))
+    if num_valid >= whole_from:
+        split = tl.maximum(split, (total // num_valid) * 5 // 4)
     split = tl.cdiv(split, STEP) * STEP
     count = tl.where(valid, tl.maximum(tl.cdiv(length, split), 1), 0)
     end = tl.cumsum(count, 0)
     start = end - count
     split_count = tl.where(count > 1, count, 0)
-    tl.store(first + index, start, mask=valid)
-    tl.store(first + index + 1, end, mask=valid)  # where it overlaps with the line above, the value is the same
-    tl.store(parts + index, tl.cumsum(split_count, 0) - split_count, mask=valid)
+    tl.store(first + index, start, mask=inside)
+    tl.store(first + index + 1, end, mask=inside)  # where it overlaps with the line above, the value is the same
+    tl.store(parts + index, tl.cumsum(split_count, 0) - split_count, mask=inside)
     tl.store(split_out, split)
     num_items = tl.sum(count, 0)
     for part in range(0, tl.max(count, 0)):
@@ -83,17 +85,18 @@ def _plan(
 
 
 def plan_decode(
-    requests: torch.Tensor, kv_lens: torch.Tensor, extra: int, min_split: int, step: int, *, whole: bool = False
+    requests: torch.Tensor, kv_lens: torch.Tensor, extra: int, min_split: int, step: int, whole_from: int = 1 << 30
 ) -> DecodePlan:
     """Cut these requests [n] of a batch with `kv_lens` into items; `split` is a multiple of `step`.
 
-    whole: requests alone fill the chip, so only those well above the mean length are cut.
+    Entries of -1 at the end are nobody. With `whole_from` requests the chip is full, so only those well above the mean
+    length are cut.
     """
     num = len(requests)
     made = torch.empty(3 * num + 2 + extra, dtype=torch.int32, device=requests.device)
     first, parts, items, split = made.split([num + 1, num, num + extra, 1])
     _plan[(1,)](
-        requests, kv_lens, first, parts, items, split, num, extra, min_split, STEP=step, WHOLE=whole, BLOCK=padded(num),
+        requests, kv_lens, first, parts, items, split, num, extra, min_split, whole_from, STEP=step, BLOCK=padded(num),
         TAIL=padded(num + extra), num_warps=4, **dependent_launch(requests),
     )  # fmt: skip
     return DecodePlan(requests, first, parts, items, split)

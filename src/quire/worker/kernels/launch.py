@@ -33,3 +33,8 @@ def next_power_of_2(n: int) -> int:
 def padded(n: int) -> int:
     """A power of two that is not below n, one of few, so that few variants of a one-program kernel are compiled."""
     return 64 if n <= 64 else max(1024, next_power_of_2(n))
+
+
+def aligned(n: int) -> int:
+    """The next multiple of four: 16 bytes of int32."""
+    return -(-n // 4) * 4

@@ -78,6 +78,8 @@ def _attend(
     if PDL:
         tl.extra.cuda.gdc_wait()
     request, offset = tl.load(tile_requests + tile), tl.load(tile_starts + tile)
+    if request < 0:
+        return
     begin = tl.load(query_starts + request)
     count = tl.load(query_starts + request + 1) - begin
     before = tl.load(kv_lens + request) - count  # tokens that were there before this step
@@ -137,8 +139,9 @@ def prefill_attention(
     rows: torch.Tensor,  # [requests]
     query_starts: torch.Tensor,  # [requests + 1]
     kv_lens: torch.Tensor,  # [requests]
-    tile_requests: torch.Tensor,  # [tiles] request of each tile
+    tile_requests: torch.Tensor,  # [tiles] request of each tile, -1 where none
     tile_starts: torch.Tensor,  # [tiles] its first query token, counted within the step's tokens of the request
+    tile_tokens: int,  # query tokens of a tile
     tiles: PrefillTiles,
     *,
     scale: float,
@@ -154,7 +157,7 @@ def prefill_attention(
         scale if soft_cap else scale * 1.4426950408889634, soft_cap or 1.0, window or 0,
         q.stride(0), tables.stride(0), kv.stride(0), kv.stride(1), kv.stride(2),
         NUM_KV=num_kv, GROUP=group, DIM=dim, DIM_P=max(16, next_power_of_2(dim)), PAGE=page, LINES=tiles.lines,
-        TOKENS=tiles.tokens(group), BLOCK=tiles.block, WINDOW=window is not None, SOFT_CAP=soft_cap is not None,
+        TOKENS=tile_tokens, BLOCK=tiles.block, WINDOW=window is not None, SOFT_CAP=soft_cap is not None,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
         num_warps=tiles.warps, num_stages=tiles.stages, **dependent_launch(q),
     )  # fmt: skip

@@ -18,15 +18,16 @@ from quire.worker.kernels.launch import dependent_launch, padded
 
 
 @triton.jit(
-    do_not_specialize=["num_tokens", "num_requests"],
+    do_not_specialize=["num_tokens", "num_requests", "null_row"],
     do_not_specialize_on_alignment=["rows", "query_starts", "requests", "input_ids", "positions", "slots", "kv_lens"],
 )
 def _gather(
     rows, query_starts, requests, computed, tokens, tables, input_ids, positions, slots, kv_lens,
-    num_tokens, num_requests, tokens_stride, tables_stride,
+    num_tokens, num_requests, null_row, tokens_stride, tables_stride,
     PAGE: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Per token: its request, position, id and slot; per request: how much attention sees."""
+    """Per token: its request, position, id and slot; per request: how much attention sees. All tokens of the null row
+    are at position 0."""
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -37,6 +38,7 @@ def _gather(
     row = tl.load(rows + request, mask=inside, other=0).to(tl.int64)
     position = tl.load(computed + row, mask=inside, other=0) + index
     position -= tl.load(query_starts + request, mask=inside, other=0)
+    position = tl.where(row == null_row, 0, position)
     tl.store(input_ids + index, tl.load(tokens + row * tokens_stride + position, mask=inside, other=0), mask=inside)
     tl.store(positions + index, position, mask=inside)
     block = tl.load(tables + row * tables_stride + position // PAGE, mask=inside, other=0).to(tl.int64)
@@ -56,14 +58,17 @@ def gather(
     tables: torch.Tensor,  # [rows, blocks]
     block_size: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(input_ids, positions, slots) of each token and kv_lens of each request; all int32 but the slots."""
+    """(input_ids, positions, slots) of each token and kv_lens of each request; all int32 but the slots.
+
+    The last row is the null row.
+    """
     num_tokens, num_requests = len(requests), len(rows)
     made = torch.empty(2 * num_tokens + num_requests, dtype=torch.int32, device=rows.device)
     input_ids, positions, kv_lens = made.split([num_tokens, num_tokens, num_requests])
     slots = torch.empty(num_tokens, dtype=torch.int64, device=rows.device)
     _gather[(triton.cdiv(num_tokens, 128),)](
         rows, query_starts, requests, computed, tokens, tables, input_ids, positions, slots, kv_lens,
-        num_tokens, num_requests, tokens.stride(0), tables.stride(0),
+        num_tokens, num_requests, len(computed) - 1, tokens.stride(0), tables.stride(0),
         PAGE=block_size, BLOCK=128, num_warps=4, **dependent_launch(rows),
     )  # fmt: skip
     return input_ids, positions, slots, kv_lens
@@ -159,3 +164,28 @@ def append(
         token_ids, rows, lens, tokens, outbox, counter, num, outbox.shape[1], len(lens) - 1, outbox.shape[0],
         tokens.stride(0), BLOCK=padded(num), num_warps=4, **dependent_launch(token_ids),
     )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["num", "null_row"], do_not_specialize_on_alignment=["rows", "kv_lens"])
+def _advance(rows, kv_lens, computed, num, null_row, BLOCK: tl.constexpr, PDL: tl.constexpr):
+    """One program: the step's tokens are in the cache."""
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+    index = tl.arange(0, BLOCK)
+    inside = index < num
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+    row = tl.load(rows + index, mask=inside, other=0)
+    tl.store(computed + row, tl.load(kv_lens + index, mask=inside, other=0), mask=inside & (row != null_row))
+
+
+def advance(
+    rows: torch.Tensor,  # [requests]
+    kv_lens: torch.Tensor,  # [requests]
+    computed: torch.Tensor,  # [rows + 1]
+) -> None:
+    """computed[rows] = kv_lens, but for the null row, the last one."""
+    num = len(rows)
+    _advance[(1,)](
+        rows, kv_lens, computed, num, len(computed) - 1, BLOCK=padded(num), num_warps=4, **dependent_launch(rows)
+    )

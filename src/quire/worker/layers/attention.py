@@ -22,6 +22,7 @@ class Attention(nn.Module):
         self.index = index
         self.kv_spec = KVSpec(spec.num_kv_heads, spec.head_dim, build.dtype)
         self._backend = build.backend
+        self._backend.add_layer(spec)
 
     def forward(
         self,
