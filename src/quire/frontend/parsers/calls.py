@@ -4,9 +4,10 @@ The rules, for every format:
 
 - A call is given out as soon as its function is known to the request and its arguments have begun.
 - What looked like a call and is none (broken, unknown function, unfinished before that point) is content, as written.
-- A call that goes wrong later ends incomplete: its arguments stay as far as they were right, the text from the wrong
-  character on is content. Where the output ends inside the arguments, all of it is arguments.
-- White space before the first call (if nothing else is there), between calls and behind them belongs to the calls.
+- A call that goes wrong later ends incomplete. Its arguments are what the model wrote, up to the text that closes the
+  call or opens the next, or up to the end of the output; nothing is made up to close them.
+- White space between calls and around their tags belongs to the calls; so does what stands before the first one, if
+  the answer has no text before it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import ClassVar
 from quire.frontend.parsers.json_text import scan_string, scan_value, whole_json
 from quire.frontend.parsers.machine import Machine
 from quire.frontend.parsers.protocol import ANY_TOOLS, ToolCallEnd, ToolCallStart, ToolSet
-from quire.frontend.parsers.reader import SPACE, Markers, NotACall, Truncated, Wait
+from quire.frontend.parsers.reader import SPACE, Markers, NotACall, Truncated, Wait, markers_of
 
 MAX_NAME = 256
 MAX_GAP = 256
@@ -34,16 +35,21 @@ def new_call_id(index: int, name: str) -> str:
 class ToolParser(Machine):
     """Owns the calls of one output.
 
-    A family says where calls begin (`openers`, and `line_openers`: characters that may begin one at the start of a
-    line) and reads them in `_calls`.
+    A family reads calls in `_calls`.
 
     Args:
         tools: what the request offers.
         make_id: from index and name to the call's id; the family's own by default.
+
+    Attributes:
+        openers: texts that begin calls.
+        line_openers: characters that may begin calls at the start of a line.
+        closers: texts that end a call or several; a call that went wrong ends there.
     """
 
     openers: ClassVar[tuple[str, ...]] = ()
     line_openers: ClassVar[str] = ""
+    closers: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, tools: ToolSet = ANY_TOOLS, *, make_id: Callable[[int, str], str] | None = None) -> None:
         super().__init__()
@@ -52,8 +58,9 @@ class ToolParser(Machine):
         self._num_calls = 0
         self._call_open = False
         self._gap = ""
-        self._here = Markers((*self.openers, *self.line_openers))
-        self._anywhere = Markers((*self.openers, *("\n" + char for char in self.line_openers)))
+        self._here = markers_of((*self.openers, *self.line_openers))
+        self._anywhere = markers_of((*self.openers, *("\n" + char for char in self.line_openers)))
+        self._closers = markers_of(self.closers)
 
     @staticmethod
     def new_id(index: int, name: str) -> str:
@@ -93,23 +100,30 @@ class ToolParser(Machine):
         reader.hold(len(opener))
         try:
             yield from self._calls(opener)
-        except Truncated:
+        except NotACall as reason:
             if self._call_open:
-                self._argue(reader.held() if reader.holding else "")
-                self._argue(reader.rest())
-                reader.release()
-                self._end_call(complete=False)
-            elif not reader.holding:
+                yield from self._give_up()
+            elif not reader.holding and isinstance(reason, Truncated):
                 reader.rest()
-        except NotACall:
-            if self._call_open:
-                self._end_call(complete=False)
-                before = self._num_calls
         if not reader.holding:
             return self._num_calls > before
         self._reject()
         reader.release()
         return False
+
+    def _give_up(self) -> Wait[None]:
+        """End the call that is open: it went wrong."""
+        reader = self._reader
+        if reader.holding:
+            self._argue(reader.held())
+            reader.release()
+        end = yield from reader.until(_shortest((*self._anywhere.texts, *self.closers)), self._argue)
+        self._end_call(complete=False)
+        if end is not None and end not in self.closers:
+            reader.at -= len(end)
+        while end is not None and end in self.closers:
+            yield from reader.run(SPACE, MAX_GAP)
+            end = yield from reader.literal(self._closers, unfinished=True)
 
     def _reject(self) -> None:
         """Give out what is held as content, and go on holding."""
@@ -153,10 +167,15 @@ class ToolParser(Machine):
             self._reader.at += 1
         raise NotACall
 
-    def _close(self, closers: Markers) -> Wait[None]:
-        """Consume a closing marker, and closing brackets too many before it."""
+    def _close(self, closers: Markers | None = None) -> Wait[None]:
+        """Consume what closes a call, and closing brackets too many before it."""
         yield from self._reader.run(SPACE + "}]", MAX_GAP)
-        yield from self._reader.literal(closers, unfinished=True)
+        yield from self._reader.literal(closers or self._closers, unfinished=True)
+
+
+def _shortest(texts: tuple[str, ...]) -> Markers:
+    """Markers for these texts, without those that contain another."""
+    return markers_of(tuple(one for one in texts if not any(other != one and other in one for other in texts)))
 
 
 class _Pending:
@@ -181,22 +200,16 @@ class JsonToolParser(ToolParser):
     an object, the same in a string, null or absent.
 
     Attributes:
-        closers: what ends a section of calls.
         strict_keys: other members than the known ones mean that this is no call. For formats without markers.
     """
 
-    closers: ClassVar[tuple[str, ...]] = ()
     strict_keys: ClassVar[bool] = False
-
-    def __init__(self, tools: ToolSet = ANY_TOOLS, *, make_id: Callable[[int, str], str] | None = None) -> None:
-        super().__init__(tools, make_id=make_id)
-        self._closers = Markers(self.closers)
 
     def _calls(self, opener: str) -> Wait[None]:
         if opener in self.line_openers:
             self._reader.at -= 1
         yield from self._json_calls()
-        yield from self._close(self._closers)
+        yield from self._close()
 
     def _json_calls(self) -> Wait[None]:
         reader = self._reader

@@ -32,6 +32,8 @@ class HarmonyParser(ToolParser):
         reads_calls: False leaves calls of functions in the text, as content, for a parser behind this one.
     """
 
+    openers = (START, CHANNEL)
+    closers = (END, CALL, RETURN)
     markers = MARKERS
     reads_calls: ClassVar[bool] = True
 

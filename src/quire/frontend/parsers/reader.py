@@ -10,6 +10,7 @@ Nothing that was consumed is read again: a rejected text is given out as it is, 
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Generator, Iterable
 from typing import TypeVar
@@ -64,6 +65,12 @@ class Markers:
                 return len(text) - found.start()
             start = found.start() + 1
         return 0
+
+
+@functools.lru_cache(512)
+def markers_of(texts: tuple[str, ...]) -> Markers:
+    """The same object for the same texts: parsers are made anew for every output."""
+    return Markers(texts)
 
 
 class Reader:

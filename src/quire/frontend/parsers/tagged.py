@@ -14,7 +14,7 @@ from quire.frontend.parsers.calls import MAX_GAP, MAX_NAME, ToolParser
 from quire.frontend.parsers.json_text import whole_json
 from quire.frontend.parsers.protocol import ANY_TOOLS, ToolSet
 from quire.frontend.parsers.python_text import whole_literal
-from quire.frontend.parsers.reader import SPACE, Markers, NotACall, Reader, Truncated, Wait, Write
+from quire.frontend.parsers.reader import SPACE, Markers, NotACall, Reader, Truncated, Wait, Write, markers_of
 
 _UNIONS = ("anyOf", "oneOf", "allOf")
 _JSON_TYPES: dict[type, str] = {
@@ -28,7 +28,6 @@ class TaggedToolParser(ToolParser):
     Attributes:
         function_opener, function_closer: around a call; the name, quoted or not, stands between the opener and ">".
         parameter_opener, parameter_closer: around a value, likewise.
-        section_closers: what may follow the last call.
         trim: one line break at either end of a value belongs to the tags.
     """
 
@@ -36,14 +35,13 @@ class TaggedToolParser(ToolParser):
     function_closer: ClassVar[str]
     parameter_opener: ClassVar[str]
     parameter_closer: ClassVar[str]
-    section_closers: ClassVar[tuple[str, ...]] = ()
     trim: ClassVar[bool] = False
 
     def __init__(self, tools: ToolSet = ANY_TOOLS, *, make_id: Callable[[int, str], str] | None = None) -> None:
         super().__init__(tools, make_id=make_id)
-        self._function = Markers([self.function_opener])
-        self._inside = Markers([self.parameter_opener, self.function_closer])
-        self._section_closers = Markers(self.section_closers)
+        self._function = markers_of((self.function_opener,))
+        self._inside = markers_of((self.parameter_opener, self.function_closer))
+        self._parameter_closer = markers_of((self.parameter_closer,))
 
     def _calls(self, opener: str) -> Wait[None]:
         reader = self._reader
@@ -57,7 +55,7 @@ class TaggedToolParser(ToolParser):
             if (yield from reader.literal(self._function)) is None:
                 break
             reader.hold(len(self.function_opener))
-        yield from reader.literal(self._section_closers, unfinished=True)
+        yield from reader.literal(self._closers, unfinished=True)
 
     def _one_call(self) -> Wait[None]:
         name, _ = name_in_tag((yield from tag_head(self._reader)))
@@ -77,7 +75,7 @@ class TaggedToolParser(ToolParser):
                 self._start_call(name)
             self._argue(("{" if first else ", ") + json.dumps(key, ensure_ascii=False) + ": ")
             types = _types_of_tag(rest) or types_of(schema, key)
-            yield from read_value(self._reader, self._argue, Markers([self.parameter_closer]), types, trim=self.trim)
+            yield from read_value(self._reader, self._argue, self._parameter_closer, types, trim=self.trim)
             first = False
         if first:
             self._start_call(name)

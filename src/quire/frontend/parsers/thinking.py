@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from quire.frontend.parsers.machine import Machine
-from quire.frontend.parsers.reader import SPACE, Markers, Wait
+from quire.frontend.parsers.reader import SPACE, Wait, markers_of
 
 _MAX_GAP = 256
 
@@ -49,7 +49,7 @@ class ThinkingParser(Machine):
     def _run(self) -> Wait[None]:
         reader = self._reader
         gap = yield from reader.run(SPACE, _MAX_GAP)
-        tag = yield from reader.literal(Markers((*self.openers, *self.closers)))
+        tag = yield from reader.literal(markers_of((*self.openers, *self.closers)))
         if tag is not None:
             self._inside = tag in self.openers
         elif not self._inside:
@@ -62,7 +62,7 @@ class ThinkingParser(Machine):
 
     def _thoughts(self) -> Wait[None]:
         yield from self._reader.run("\n", _MAX_GAP)
-        end = yield from self._reader.until(Markers((*self.closers, *self.other_ends)), self._think_on)
+        end = yield from self._reader.until(markers_of((*self.closers, *self.other_ends)), self._think_on)
         if end is None:
             self._think("\n" * self._num_breaks)
         elif end in self.other_ends:
@@ -79,12 +79,12 @@ class ThinkingParser(Machine):
     def _answer(self) -> Wait[None]:
         reader = self._reader
         if self.answer_tags is None:
-            yield from reader.until(Markers(()), self._say)
+            yield from reader.until(markers_of(()), self._say)
             return
         opener, closer = self.answer_tags
-        if (yield from reader.literal(Markers([opener]))) is not None:
+        if (yield from reader.literal(markers_of((opener,)))) is not None:
             yield from reader.run(SPACE, _MAX_GAP)
-        while (yield from reader.until(Markers([closer]), self._say)) is not None:
+        while (yield from reader.until(markers_of((closer,)), self._say)) is not None:
             gap = yield from reader.run(SPACE, _MAX_GAP)
             if not (yield from reader.more()):
                 return

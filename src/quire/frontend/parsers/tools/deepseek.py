@@ -25,6 +25,7 @@ class DeepSeekV3Parser(ToolParser):
     """Both formats, told apart by the word `function` before the separator."""
 
     openers = (SECTION, CALL)
+    closers = (CALL_END, SECTION_END)
     markers = (SECTION, SECTION_END, CALL, SEPARATOR, CALL_END)
 
     def _calls(self, opener: str) -> Wait[None]:

@@ -23,5 +23,5 @@ class DeepSeekV32Parser(TaggedToolParser):
     function_closer = "</｜DSML｜invoke>"
     parameter_opener = "<｜DSML｜parameter name="
     parameter_closer = "</｜DSML｜parameter>"
-    section_closers = ("</｜DSML｜function_calls>",)
+    closers = ("</｜DSML｜invoke>", "</｜DSML｜function_calls>")
     markers = ("｜DSML｜",)

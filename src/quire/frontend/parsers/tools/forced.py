@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from quire.frontend.parsers.calls import JsonToolParser, ToolParser
 from quire.frontend.parsers.protocol import ANY_TOOLS, ToolSet
-from quire.frontend.parsers.reader import Markers, Wait
+from quire.frontend.parsers.reader import Wait, markers_of
 
 
 class RequiredParser(JsonToolParser):
@@ -36,4 +36,4 @@ class NamedParser(ToolParser):
         self._reader.at -= 1
         yield from self._arguments(self._name)
         yield from self._reader.solid()
-        yield from self._reader.until(Markers(()), self._say)
+        yield from self._reader.until(markers_of(()), self._say)

@@ -18,6 +18,7 @@ class GlmParser(ToolParser):
     """Keys and values in tags of their own."""
 
     openers = ("<tool_call>",)
+    closers = ("</tool_call>",)
     markers = ("<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>")
 
     def _calls(self, opener: str) -> Wait[None]:

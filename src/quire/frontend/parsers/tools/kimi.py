@@ -23,6 +23,7 @@ class KimiK2Parser(ToolParser):
     """Tags around JSON arguments."""
 
     openers = (SECTION, CALL)
+    closers = (CALL_END, SECTION_END)
     markers = (SECTION, SECTION_END, CALL, ARGUMENTS, CALL_END)
 
     @staticmethod

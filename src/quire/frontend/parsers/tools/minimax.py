@@ -20,5 +20,5 @@ class MiniMaxM2Parser(TaggedToolParser):
     function_closer = "</invoke>"
     parameter_opener = "<parameter name="
     parameter_closer = "</parameter>"
-    section_closers = ("</minimax:tool_call>",)
+    closers = ("</invoke>", "</minimax:tool_call>")
     markers = ("<minimax:tool_call>", "</minimax:tool_call>")

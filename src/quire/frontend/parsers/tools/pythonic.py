@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-
 from quire.frontend.parsers.calls import MAX_NAME, ToolParser
-from quire.frontend.parsers.protocol import ANY_TOOLS, ToolSet
 from quire.frontend.parsers.python_text import scan_literal
-from quire.frontend.parsers.reader import Markers, NotACall, Truncated, Wait
+from quire.frontend.parsers.reader import NotACall, Truncated, Wait
 
 _NAME_CHARS = "_.-/0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -17,11 +14,6 @@ class PythonicParser(ToolParser):
     """A list of calls at the start of a line."""
 
     line_openers = "["
-    closers: tuple[str, ...] = ()
-
-    def __init__(self, tools: ToolSet = ANY_TOOLS, *, make_id: Callable[[int, str], str] | None = None) -> None:
-        super().__init__(tools, make_id=make_id)
-        self._closers = Markers(self.closers)
 
     def _calls(self, opener: str) -> Wait[None]:
         reader = self._reader
@@ -43,7 +35,7 @@ class PythonicParser(ToolParser):
                     raise NotACall if char else Truncated
                 break
             reader.hold()
-        yield from self._close(self._closers)
+        yield from self._close()
 
     def _one_call(self) -> Wait[None]:
         reader = self._reader

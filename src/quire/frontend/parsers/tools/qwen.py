@@ -22,7 +22,7 @@ class Qwen3CoderParser(TaggedToolParser):
     function_closer = "</function>"
     parameter_opener = "<parameter="
     parameter_closer = "</parameter>"
-    section_closers = ("</tool_call>",)
+    closers = ("</function>", "</tool_call>")
     trim = True
     markers = ("<tool_call>", "</tool_call>")
 
@@ -31,5 +31,5 @@ class SeedOssParser(Qwen3CoderParser):
     """Seed-OSS: the same between <seed:tool_call> tags."""
 
     openers = ("<seed:tool_call>", "<function=")
-    section_closers = ("</seed:tool_call>",)
+    closers = ("</function>", "</seed:tool_call>")
     markers = ("<seed:tool_call>", "</seed:tool_call>")
