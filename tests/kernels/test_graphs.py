@@ -181,4 +181,4 @@ def test_sizes() -> None:
         assert sizes[-1] == most
         assert list(sizes) == sorted(set(sizes))
     sizes = graphs.token_sizes(4096)
-    assert all(b - a <= max(64, b / 8) for a, b in itertools.pairwise(sizes))
+    assert all(b - a <= max(64, a / 4) for a, b in itertools.pairwise(sizes))

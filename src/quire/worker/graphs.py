@@ -355,6 +355,6 @@ def decode_sizes(most: int) -> tuple[int, ...]:
 
 
 def token_sizes(most: int) -> tuple[int, ...]:
-    """Numbers of tokens worth a graph of their own, up to and including `most`: an eighth or 63 are wasted at most."""
+    """Numbers of tokens worth a graph of their own, up to and including `most`: the next is at most a quarter or 64 more."""
     sizes = [32, 64, 96, *range(128, 512, 64), *range(512, 2048, 128), *range(2048, most, 256)]
     return (*(size for size in sizes if size < most), most)
