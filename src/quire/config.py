@@ -94,9 +94,9 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
     long_prefill_token_threshold: Annotated[
         int, Meta(ge=0, description="Most tokens of one prompt in a step; 0 is no such limit.")
     ] = 0
-    mixed_prompt_tokens: Annotated[
+    mixed_step_tokens: Annotated[
         Annotated[int, Meta(ge=0)] | None,
-        Meta(description="Prompt tokens in a step while others generate: at least this many; 0 is no limit."),
+        Meta(description="Unit of tokens in a step where some generate, others read prompts; 0: all that fit."),
     ] = None
     scheduling_policy: Annotated[
         Literal["fcfs", "priority"], Meta(description="Who goes first: first come, or the smallest priority number.")

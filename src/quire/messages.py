@@ -136,7 +136,7 @@ class Ready(msgspec.Struct, tag="ready", array_like=True, frozen=True):
     max_model_len: int
     max_num_seqs: int
     max_num_batched_tokens: int
-    mixed_prompt_tokens: int
+    mixed_step_tokens: int
     vocab_size: int
     seconds: dict[str, float]
 

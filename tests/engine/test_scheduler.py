@@ -6,7 +6,7 @@ import pytest
 
 from quire.engine.kv.manager import KVManager
 from quire.engine.kv.pool import BlockPool
-from quire.engine.scheduler.limits import LongPromptCap, PromptShare
+from quire.engine.scheduler.limits import LongPromptCap, MixedStep
 from quire.engine.scheduler.policy import by_priority, fcfs
 from quire.engine.scheduler.scheduler import Scheduler, Step
 from quire.messages import AddRequest, StepResult, TokenOutput, pack_ids
@@ -70,14 +70,14 @@ def test_long_prompt_cap_leaves_room_for_others() -> None:
 
 
 def test_prompts_are_spread_over_steps_in_which_others_generate() -> None:
-    bench = Bench(budget=64, limits=(PromptShare(6, per_decode=4),))
+    bench = Bench(budget=64, limits=(MixedStep(6, per_decode=4),))
     first, second = bench.add(10), bench.add(30)
     assert bench.plan() == {first: 10, second: 30}, "nobody generates: the whole budget"
     third, fourth = bench.add(5), bench.add(30)
-    assert bench.plan() == {first: 1, second: 1, third: 5, fourth: 3}, "4 for each of two, and not more in all"
-    assert bench.plan() == {first: 1, second: 1, third: 1, fourth: 12}
+    assert bench.plan() == {first: 1, second: 1, third: 5, fourth: 5}, "4 for each of two, in units of 6: 12"
+    assert bench.plan() == {first: 1, second: 1, third: 1, fourth: 9}
     bench.scheduler.abort([first, second, third])
-    assert bench.plan() == {fourth: 15}, "nobody generates any more"
+    assert bench.plan() == {fourth: 16}, "nobody generates any more"
 
 
 def test_nobody_overtakes_the_first_in_line() -> None:

@@ -15,7 +15,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from quire import LLM, SamplingParams
+from quire.checkpoint import read_facts
+from quire.config import build_engine_config
 from quire.errors import ConfigError
+from quire.messages import NewBlocks, NewRow, StepPlan, pack_ids
+from quire.worker.worker import Worker
 
 STEPS = 64
 
@@ -129,3 +133,96 @@ def test_greedy_and_logprobs(family: str, tmp_path: Path) -> None:
             for position, entry in enumerate(completion.logprobs):
                 for token, logprob in entry.items():
                     assert abs(logprob.logprob - float(expected[position, token])) < 1e-4
+
+
+def generate(folder: Path, prompts: list[list[int]], steps: int = STEPS, **settings: object) -> list[list[int]]:
+    """Greedy tokens, from an engine of these settings."""
+    params = SamplingParams(temperature=0, max_tokens=steps, ignore_eos=True, detokenize=False)
+    with LLM(str(folder), max_model_len=512, gpu_memory_utilization=0.2, **settings) as llm:
+        return [o.outputs[0].token_ids for o in llm.generate(prompts, params, use_tqdm=False)]
+
+
+@pytest.mark.parametrize("family", ["llama31", "qwen3"])
+def test_bfloat16_agrees_with_transformers(family: str, tmp_path: Path) -> None:
+    """Teacher-forced: of the tokens chosen here, how many does transformers choose at the same place, in bfloat16 too."""
+    sizes = {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 4, "head_dim": 64, "dtype": "bfloat16"}
+    checkpoints.write(
+        family, tmp_path, initializer_range=0.05, num_attention_heads=8, **sizes
+    ).bfloat16().save_pretrained(tmp_path)
+    reference = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16).eval().cuda()
+    rng = random.Random(0)
+    prompts = [[rng.randrange(4, 500) for _ in range(rng.randint(1, 200))] for _ in range(64)]
+    same = total = 0
+    for prompt, tokens in zip(prompts, generate(tmp_path, prompts, dtype="bfloat16"), strict=True):
+        with torch.inference_mode():
+            logits = reference(torch.tensor([prompt + tokens], device="cuda")).logits[0, len(prompt) - 1 : -1]
+        same += int((logits.argmax(dim=1).cpu() == torch.tensor(tokens)).sum())
+        total += len(tokens)
+    print(f"{family}: {same} of {total} tokens agree, {same / total:.4f}")
+    assert same / total >= 0.99
+
+
+@pytest.mark.parametrize("family", ["llama31", "qwen3", "mistral"])
+def test_ways_that_must_not_matter(family: str, tmp_path: Path) -> None:
+    """Captured or not, prompts whole or in pieces, prefix found or not: the same tokens, in float32."""
+    checkpoints.write(family, tmp_path)
+    rng = random.Random(1)
+    shared = [rng.randrange(4, 500) for _ in range(100)]
+    prompts = [shared + [rng.randrange(4, 500) for _ in range(rng.randint(1, 90))] for _ in range(40)]
+    first = generate(tmp_path, prompts, dtype="float32")
+    ways = (
+        {"enforce_eager": True},
+        {"max_num_batched_tokens": 64, "max_num_seqs": 16},
+        {"enable_prefix_caching": False},
+        {"mixed_step_tokens": 0},
+        {"block_size": 32},
+    )
+    for way in ways:
+        assert generate(tmp_path, prompts, dtype="float32", **way) == first, way
+
+
+def test_twenty_rounds_leave_the_memory_as_it_was(tmp_path: Path) -> None:
+    checkpoints.write("llama31", tmp_path)
+    nvml = Nvml()
+    generate(tmp_path, [[5, 6, 7]], steps=4)
+    time.sleep(0.5)
+    before = nvml.read()[0]
+    for _ in range(20):
+        generate(tmp_path, [[5, 6, 7]], steps=4)
+    time.sleep(0.5)
+    assert abs(nvml.read()[0] - before) < 20 << 20
+
+
+def test_no_step_waits_for_the_gpu(tmp_path: Path) -> None:
+    """CUDA's own check, over captured and eager steps with prompts, decodes and every kind of sampling."""
+    checkpoints.write("qwen3", tmp_path)
+    config = build_engine_config({"model": str(tmp_path), "max_model_len": 256, "gpu_memory_utilization": 0.1})
+    worker = Worker(config, tmp_path, read_facts(tmp_path), lambda *_: None)
+    kinds = [{"temperature": 0}, {"temperature": 0.9, "top_p": 0.9}, {"presence_penalty": 0.5}, {"logprobs": 2}]
+
+    def plan(number: int, *, new: bool, rows: int) -> StepPlan:
+        counts, starts = ([40] * rows, [0] * rows) if new else ([1] * rows, [39 + number] * rows)
+        new_rows, new_blocks = [], []
+        for row in range(rows if new else 0):
+            params = SamplingParams(max_tokens=50, seed=1, **kinds[row % 4])
+            new_rows.append(NewRow(row, pack_ids(range(5, 45)), 40, 0, params, [2]))
+            new_blocks.append(NewBlocks(row, 0, list(range(1 + row * 6, 7 + row * 6))))
+        rows_list = list(range(rows))
+        return StepPlan(number, new_rows, new_blocks, rows_list, starts, counts, rows_list)
+
+    for checked in (False, True):  # the first round compiles and captures, which may wait
+        for rows in (1, 3, 4, 8):
+            pending = []
+            torch.cuda.synchronize()
+            torch.cuda.set_sync_debug_mode("error" if checked else "default")
+            try:
+                for number in range(4):
+                    step = plan(number, new=number == 0, rows=rows)
+                    worker.forward(step)
+                    pending.append(worker.sample(step, {}))
+                    if len(pending) > 2:
+                        pending.pop(0)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+            for left in pending:
+                left.wait()

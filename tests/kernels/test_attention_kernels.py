@@ -29,7 +29,8 @@ def test_random_mixed_steps(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_backend, "MIN_SPLIT", rng.choice([16, 64]))
     monkeypatch.setattr(triton_backend, "SPLIT_STEP", 16)
     monkeypatch.setattr(triton_backend.TritonAttention, "_fill", lambda *_: rng.choice([0, 9]))
-    monkeypatch.setattr(triton_backend.TritonAttention, "_num_processors", lambda *_: rng.choice([2, 8, 40]))
+    processors = rng.choice([2, 8, 40])
+    monkeypatch.setattr(triton_backend.TritonAttention, "_num_processors", lambda *_: processors)
     kv_heads, group, dim = rng.choice([1, 2, 3]), rng.choice([1, 2, 3, 4, 7]), rng.choice([8, 16, 64, 80])
     spec = AttentionSpec(
         num_heads=kv_heads * group,

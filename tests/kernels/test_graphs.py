@@ -79,6 +79,7 @@ class FakeGraph:
 
 @pytest.fixture(autouse=True)
 def graphs_without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "RARE", 0)
     if GPU:
         torch.cuda.set_stream(torch.cuda.Stream())
         return
@@ -165,7 +166,8 @@ def test_captured_steps_say_the_same(family: str, tmp_path: Path) -> None:
         requests.append((prompt, SamplingParams(max_tokens=rng.choice([1, 2, 9]), seed=index, **extra)))
     captured, plain = Engine(tmp_path, captured=True), Engine(tmp_path, captured=False)
     assert captured.run(requests) == plain.run(requests)
-    assert captured.run(requests[::-1]) == plain.run(requests[::-1]), "and again, with everything captured and cached"
+    for _ in range(2):
+        assert captured.run(requests[::-1]) == plain.run(requests[::-1]), "and again, with more captured and cached"
     decode, mixed = captured.shapes
     kinds = {kind for shape in captured.shapes for _, kind in shape._graphs}
     assert kinds >= {"greedy", "adjusted", "eager"}, kinds
@@ -181,4 +183,4 @@ def test_sizes() -> None:
         assert sizes[-1] == most
         assert list(sizes) == sorted(set(sizes))
     sizes = graphs.token_sizes(4096)
-    assert all(b - a <= max(64, a / 4) for a, b in itertools.pairwise(sizes))
+    assert all(b - a <= max(32, a / 8) for a, b in itertools.pairwise(sizes))

@@ -19,7 +19,7 @@ from quire.engine.executors import InlineExecutor, ThreadExecutor
 from quire.engine.kv.hashing import chain
 from quire.engine.kv.manager import KVManager
 from quire.engine.kv.pool import BlockPool
-from quire.engine.scheduler.limits import LongPromptCap, PromptShare
+from quire.engine.scheduler.limits import LongPromptCap, MixedStep
 from quire.engine.scheduler.policy import POLICIES
 from quire.engine.scheduler.scheduler import Scheduler
 from quire.messages import AddRequest, Outputs, TokenOutput, pack_ids
@@ -72,7 +72,7 @@ class Schedule:
             budget = max(budget, self.max_model_len)
         limits = (LongPromptCap(rng.randint(1, 10)),) if chunked and rng.random() < 0.2 else ()
         if chunked and rng.random() < 0.3:
-            limits += (PromptShare(rng.randint(1, 20), rng.randint(0, 8)),)
+            limits += (MixedStep(rng.randint(1, 20), rng.randint(0, 8)),)
         manager = KVManager(
             BlockPool(num_blocks),
             self.block_size,

@@ -19,7 +19,7 @@ from quire.engine.executors import InlineExecutor, ThreadExecutor
 from quire.engine.kv.manager import KVManager
 from quire.engine.kv.pool import BlockPool
 from quire.engine.process import EngineProcess, Wire
-from quire.engine.scheduler.limits import Limit, LongPromptCap, PromptShare
+from quire.engine.scheduler.limits import Limit, LongPromptCap, MixedStep
 from quire.engine.scheduler.policy import POLICIES
 from quire.engine.scheduler.scheduler import Scheduler
 from quire.errors import ConfigError, QuireError, StartupError
@@ -95,7 +95,7 @@ def _build_worker(config: EngineConfig, wire: Wire) -> tuple[Worker, Ready]:
         max_model_len=found.max_model_len,
         max_num_seqs=found.sizes.max_num_seqs,
         max_num_batched_tokens=found.sizes.max_num_batched_tokens,
-        mixed_prompt_tokens=found.sizes.mixed_prompt_tokens,
+        mixed_step_tokens=found.sizes.mixed_step_tokens,
         vocab_size=facts.vocab_size,
         seconds=seconds,
     )
@@ -103,10 +103,10 @@ def _build_worker(config: EngineConfig, wire: Wire) -> tuple[Worker, Ready]:
 
 def _build_scheduler(config: EngineConfig, ready: Ready) -> Scheduler:
     threshold = config.scheduler.long_prefill_token_threshold
-    share = ready.mixed_prompt_tokens
+    share = ready.mixed_step_tokens
     limits: tuple[Limit, ...] = (
         *((LongPromptCap(threshold),) if threshold else ()),
-        *((PromptShare(share),) if share else ()),
+        *((MixedStep(share),) if share else ()),
     )
     pool = BlockPool(ready.num_blocks)
     return Scheduler(

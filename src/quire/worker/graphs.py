@@ -15,6 +15,7 @@ cannot be captured. Graphs are made when first needed, and in spare time, larges
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -30,6 +31,9 @@ from quire.worker.kernels.step import advance, append, begin, gather
 from quire.worker.ring import Ring, RingResult
 from quire.worker.rows import Rows
 from quire.worker.sampling.fused import ADJUSTED, EAGER, FUSED, GREEDY, FusedSampler
+
+RARE = 2
+"""So often a mixed step of a new size runs without a graph."""
 
 KINDS = (GREEDY, FUSED, ADJUSTED, EAGER)
 Size = TypeVar("Size")
@@ -68,7 +72,7 @@ class StepGraphs(ABC, Generic[Size]):
         self._pool = pool
         self._ring = Ring(width, most, parts.rows.lens.device)
         self._graphs: dict[tuple[Size, str], _Captured] = {}
-        self._kinds = [GREEDY]  # seen so far: what spare time is spent on
+        self._kinds = [GREEDY, FUSED]  # what spare time is spent on; others when they were seen once
 
     @abstractmethod
     def takes(self, plan: StepPlan) -> bool:
@@ -117,6 +121,9 @@ class StepGraphs(ABC, Generic[Size]):
                     return True
         return False
 
+    def forget_smallest(self) -> None:
+        """Drop the graphs that multiply by one line."""
+
     def needed_bytes(self) -> int:
         """An upper estimate of the device memory of all graphs; found by making some."""
         device = self._parts.rows.lens.device
@@ -124,7 +131,7 @@ class StepGraphs(ABC, Generic[Size]):
         free = [torch.cuda.mem_get_info(device)[0]]
         for some in (sizes[:1], sizes[-4:]):
             for size in some:
-                self.capture(size, ADJUSTED)
+                self.capture(size, GREEDY)
             torch.cuda.synchronize(device)
             free.append(torch.cuda.mem_get_info(device)[0])
         largest, others = free[0] - free[1], free[1] - free[2]
@@ -192,6 +199,12 @@ class DecodeGraphs(StepGraphs[int]):
         """One token for every row, and one new token from every row."""
         num = len(plan.rows)
         return num == len(plan.samples) == sum(plan.counts) and num <= self._most
+
+    def forget_smallest(self) -> None:
+        """Those of one row."""
+        torch.cuda.current_stream().synchronize()
+        for kind in KINDS:
+            self._graphs.pop((1, kind), None)
 
     def _sizes(self) -> tuple[int, ...]:
         return self._all_sizes[::-1]
@@ -263,12 +276,19 @@ class MixedGraphs(StepGraphs[tuple[int, int]]):
         self._row_sizes = (*(size for size in (16, 64, 256) if size < most), most)
         largest = (self._token_sizes[-1], most)
         self._tile = parts.backend.tile_tokens()
+        self._asked: Counter[tuple[int, int]] = Counter()
         super().__init__(parts, sum(self._layout(largest)), most, pool)
         self._buffer = torch.zeros(sum(self._layout(largest)), dtype=torch.int32, device=parts.rows.lens.device)
 
     def takes(self, plan: StepPlan) -> bool:
-        """Few enough tokens."""
-        return bool(plan.samples) and sum(plan.counts) <= self._token_sizes[-1]
+        """Few enough tokens, and a size that comes often: the first few times it is sooner done without."""
+        if not plan.samples or sum(plan.counts) > self._token_sizes[-1]:
+            return False
+        size = self._fitting(plan)[0]
+        if sum(-(-count // self._tile) for count in plan.counts if count > 1) > self._num_tiles(size[0]):
+            return False
+        self._asked[size] += 1
+        return self._asked[size] > RARE or any((size, kind) in self._graphs for kind in self._kinds)
 
     def _sizes(self) -> tuple[tuple[int, int], ...]:
         return tuple((tokens, self._row_sizes[0]) for tokens in self._token_sizes[::-1])
@@ -281,8 +301,12 @@ class MixedGraphs(StepGraphs[tuple[int, int]]):
     def _layout(self, size: tuple[int, int]) -> list[int]:
         """Lengths of the inbox's parts, each a multiple of four."""
         tokens, rows = size
-        tiles = -(-tokens // self._tile) + min(rows, tokens // 2)
+        tiles = self._num_tiles(tokens)
         return [aligned(n) for n in (rows + 1, rows + 2, tokens, rows, rows, rows, tiles, tiles)]
+
+    def _num_tiles(self, tokens: int) -> int:
+        """Query tiles in a step: as many as it takes, and a few that are not full."""
+        return -(-tokens // self._tile) + 7
 
     def _fill(self, inbox: np.ndarray, size: tuple[int, int], plan: StepPlan | None) -> None:
         layout = self._layout(size)
@@ -355,6 +379,6 @@ def decode_sizes(most: int) -> tuple[int, ...]:
 
 
 def token_sizes(most: int) -> tuple[int, ...]:
-    """Numbers of tokens worth a graph of their own, up to and including `most`: the next is at most a quarter or 64 more."""
-    sizes = [32, 64, 96, *range(128, 512, 64), *range(512, 2048, 128), *range(2048, most, 256)]
+    """Numbers of tokens worth a graph of their own, up to and including `most`: in steps of 32, later more."""
+    sizes = [*range(32, 1024, 32), *range(1024, 2048, 64), *range(2048, most, 256)]
     return (*(size for size in sizes if size < most), most)

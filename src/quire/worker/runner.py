@@ -30,6 +30,9 @@ class RowSampler(Protocol):
     def start_row(self, new: NewRow) -> None:
         """A request takes a row."""
 
+    def later_bytes(self) -> int:
+        """Of tables that are made when the first row wants them."""
+
     def __call__(self, raw_logits: torch.Tensor, batch: SamplingBatch) -> Sampled:
         """One token per line of raw_logits [samples, vocab]."""
 
@@ -48,6 +51,9 @@ class Graphs(Protocol):
 
     def needed_bytes(self) -> int:
         """Device memory that all graphs may take."""
+
+    def forget_smallest(self) -> None:
+        """Another kernel is better for steps of one row: capture them anew."""
 
 
 class Runner:
@@ -116,7 +122,17 @@ class Runner:
     @torch.inference_mode()
     def prepare(self) -> bool:
         """Use spare time; whether there was anything to do."""
-        return any(graphs.capture_next() for graphs in self.graphs)
+        if any(graphs.capture_next() for graphs in self.graphs):
+            return True
+        changed = self._kernels.measure_next()
+        if changed:
+            for graphs in self.graphs:
+                graphs.forget_smallest()
+        return changed is not None
+
+    def later_bytes(self) -> int:
+        """Device memory that sampling takes only when first asked for more than usual."""
+        return self._sampler.later_bytes()
 
     def _eager(self, plan: StepPlan) -> torch.Tensor | None:
         """Logits [samples, vocab] of any step, None if nothing samples."""

@@ -24,13 +24,13 @@ _DTYPES = {
 class StepSizes:
     """How many requests and tokens one step may hold.
 
-    mixed_prompt_tokens: of prompts while others generate, at least; 0 is no bound.
+    mixed_step_tokens: unit of those in which some generate and others read prompts; 0 is no bound.
     mixed_graph_tokens: up to so many a step that is not all decodes is captured as well.
     """
 
     max_num_seqs: int
     max_num_batched_tokens: int
-    mixed_prompt_tokens: int = 0
+    mixed_step_tokens: int = 0
     mixed_graph_tokens: int = 0
 
 
@@ -101,7 +101,7 @@ def pick_max_model_len(wanted: int | None, checkpoint: int) -> int:
 def pick_mixed_sizes(
     sizes: StepSizes, scheduler: SchedulerConfig, num_params: int, num_layers: int, device: torch.device
 ) -> StepSizes:
-    """What prompts get beside requests that generate, and up to where such steps are captured; nothing on a CPU.
+    """How large steps are that mix prompts with generation, and up to where they are captured; nothing on a CPU.
 
     Launching a layer takes the host about 0.28 ms, a token takes the GPU 2 * num_params operations at 0.7 PFLOP/s:
     steps with fewer tokens than that balances are worth a graph.
@@ -109,8 +109,9 @@ def pick_mixed_sizes(
     if device.type != "cuda":
         return sizes
     balance = num_layers * 2.8e-4 / (2 * num_params / 7e14)
-    captured = min(4096, max(512, 1 << math.ceil(math.log2(balance))), sizes.max_num_batched_tokens)
-    share = min(2048, captured) if scheduler.mixed_prompt_tokens is None else scheduler.mixed_prompt_tokens
+    balance = 1 << math.ceil(math.log2(balance))
+    captured = min(max(1024, min(4096, balance)), sizes.max_num_batched_tokens)
+    unit = 256 if scheduler.mixed_step_tokens is None else scheduler.mixed_step_tokens
     if not scheduler.enable_chunked_prefill:
-        share = 0
-    return replace(sizes, mixed_prompt_tokens=share, mixed_graph_tokens=captured)
+        unit = 0
+    return replace(sizes, mixed_step_tokens=unit, mixed_graph_tokens=captured)

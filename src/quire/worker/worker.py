@@ -167,7 +167,7 @@ class _House:
         )
         torch.cuda.synchronize(self.build.device)
         for_graphs = sum(graphs.needed_bytes() for graphs in runner.graphs)
-        return budget.left_bytes() - for_graphs
+        return budget.left_bytes() - for_graphs - runner.later_bytes()
 
     def run_once(self, runner: Runner, *, num_rows: int, num_tokens: int, max_model_len: int) -> None:
         """One step of rows that read and write block 0 only; shapes are those of rows at full length."""
@@ -175,6 +175,8 @@ class _House:
         for row in range(num_rows):
             counts[row] += min(max_model_len - 2, num_tokens - sum(counts))
         params = SamplingParams(temperature=0.7, top_p=0.9, min_p=0.01, presence_penalty=0.1, seed=0, logprobs=1)
+        if has_triton_kernels(self.build.device):  # needs no more memory for those, and compiles faster without
+            params = SamplingParams(temperature=0, logprobs=1)
         new_rows = [NewRow(row, pack_ids([0] * n), n, 0, params, [0]) for row, n in enumerate(counts)]
         starts = [max_model_len - 1 - n for n in counts]
         rows = list(range(num_rows))

@@ -47,41 +47,39 @@ class LongPromptCap:
         """Nothing is held."""
 
 
-class PromptShare:
-    """Bounds the prompt tokens of a step in which others generate, so that prompts are spread over many steps.
+class MixedStep:
+    """Bounds steps in which some requests generate and others read their prompts, so that prompts are spread.
 
     A step that is bound by arithmetic carries generated tokens almost for free: they share its reading of the weights.
     So eight steps with a prompt each are done sooner than one with eight prompts and seven without, and nobody's next
-    token waits for long. Where nobody generates, or nothing else is there to run, the whole budget is used.
+    token waits for long. Where nobody generates the whole budget is used.
 
     Args:
-        least: prompt tokens that any step may run.
-        per_decode: more for each request that generates in the step, if that is more than `least`.
+        least: tokens of such a step, at least; larger ones are multiples of it, a size that matrix products like.
+        per_decode: tokens for each request that generates in the step.
     """
 
     def __init__(self, least: int, per_decode: int = 8) -> None:
         self._least = least
         self._per_decode = per_decode
         self._num_decodes = 0
-        self._num_prompt_tokens = 0
+        self._num_tokens = 0
 
     def begin(self) -> None:
         """Nobody has a share yet."""
-        self._num_decodes = self._num_prompt_tokens = 0
+        self._num_decodes = self._num_tokens = 0
 
     def allow(self, request: Request, count: int) -> int:
-        """What is left of the step's share, for more than one token."""
+        """What is left of the step, for more than one token."""
         if count <= 1 or not self._num_decodes:
             return count
-        share = max(self._least, self._per_decode * self._num_decodes)
-        return max(0, min(count, share - self._num_prompt_tokens))
+        size = -(-max(1, self._per_decode * self._num_decodes) // self._least) * self._least
+        return max(0, min(count, size - self._num_tokens))
 
     def take(self, request: Request, count: int) -> None:
         """One token is a decode, or costs as little."""
-        if count == 1:
-            self._num_decodes += 1
-        else:
-            self._num_prompt_tokens += count
+        self._num_decodes += count == 1
+        self._num_tokens += count
 
     def drop(self, request: Request) -> None:
         """Nothing is held."""

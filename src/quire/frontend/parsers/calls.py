@@ -186,11 +186,13 @@ class _Pending:
         self.known = False
         self.arguments: list[str] | None = None
         self.given = False
+        self.nested = False
+        self.strange = False  # has members that mean nothing here: perhaps arguments under another name
 
 
-_NAMES = frozenset({"name", "function"})
+_NAMES = frozenset({"name", "function", "tool_name"})
 _ARGUMENTS = frozenset({"arguments", "parameters"})
-_OTHERS = frozenset({"id", "type", "call_id", "index"})
+_KNOWN = _NAMES | _ARGUMENTS | {"id", "type", "call_id", "tool_call_id", "index"}
 
 
 class JsonToolParser(ToolParser):
@@ -200,7 +202,7 @@ class JsonToolParser(ToolParser):
     an object, the same in a string, null or absent.
 
     Attributes:
-        strict_keys: other members than the known ones mean that this is no call. For formats without markers.
+        strict_keys: an unknown member or function means at once that this is no call. For formats without markers.
     """
 
     strict_keys: ClassVar[bool] = False
@@ -238,7 +240,7 @@ class JsonToolParser(ToolParser):
         yield from self._members(call)
         if call.given:
             return
-        if call.name is None:
+        if call.name is None or (call.strange and call.arguments is None):
             raise NotACall
         if not call.known:
             self._reject()
@@ -267,18 +269,22 @@ class JsonToolParser(ToolParser):
             yield from scan_value(reader, _forget)
             return
         key = yield from self._short_string()
+        if self.strict_keys and key not in _KNOWN:
+            raise NotACall
         yield from reader.expect(":")
         char = yield from reader.solid()
-        if key == "function" and char == "{" and call.name is None:
+        if key == "function" and char == "{" and call.name is None and not call.nested:
+            call.nested = True
             yield from self._members(call)
         elif key in _NAMES and call.name is None:
             call.name = yield from self._short_string()
             call.known = self._tools.knows(call.name)
+            if self.strict_keys and not call.known:
+                raise NotACall
         elif key in _ARGUMENTS and call.arguments is None:
             yield from self._any_arguments(call, char)
-        elif self.strict_keys and key not in _OTHERS:
-            raise NotACall
         else:
+            call.strange = call.strange or key not in _KNOWN
             yield from scan_value(reader, _forget)
 
     def _any_arguments(self, call: _Pending, char: str) -> Wait[None]:

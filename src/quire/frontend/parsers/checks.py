@@ -17,7 +17,7 @@ MAX_DESCRIPTION = 32_768
 _NAME = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
 _NAME_RULE = "1..128 letters, digits, '_', '-', '.', ':' and '/'"
 _MODES = ("none", "auto", "required")
-_CHOICES = '\'none\', \'auto\', \'required\' or {"type": "function", "function": {"name": …}}'
+_CHOICES = '\'none\', \'auto\', \'required\' or {"type": "function", "function": {"name": ...}}'
 
 Mode = Literal["none", "auto", "required", "named"]
 
@@ -107,7 +107,7 @@ def check_tool_choice(choice: object, tools: Sequence[Mapping[str, Any]]) -> Too
 
 
 def _allowed(allowed: object, tools: Sequence[Mapping[str, Any]]) -> ToolChoice:
-    """{"mode": "auto" | "required", "tools": [{"type": "function", "function": {"name": …}}, …]}."""
+    """{"mode": "auto" | "required", "tools": [{"type": "function", "function": {"name": ...}}, …]}."""
     where = "tool_choice.allowed_tools"
     if not isinstance(allowed, Mapping):
         _refuse("tool_choice", where, allowed, "an object with mode and tools")

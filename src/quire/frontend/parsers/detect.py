@@ -28,7 +28,11 @@ TOOLS_BY_TEMPLATE: Sequence[Row] = (
     (("<function_calls>",), "olmo3"),
     (("functools[",), "phi4_mini_json"),
     (("<|/tool_call|>",), "phi4_mini_json"),
+    (("<|tool_call>", "<tool_call|>"), "gemma4"),
+    (("<start_function_call>",), "functiongemma"),
+    (("<|/tool|>",), "phi4_mini_json"),
     (("<|tool_call|>",), "granite"),
+    (("<|START_ACTION|>",), "cohere_command3"),
     (("<|action_start|>",), "internlm"),
     (("<function_call>",), "granite-20b-fc"),
     (("<tool_calls>",), "hunyuan_a13b"),
@@ -44,9 +48,11 @@ TOOLS_BY_TEMPLATE: Sequence[Row] = (
 REASONING_BY_TEMPLATE: Sequence[Row] = (
     (("<|channel|>", "<|message|>"), "openai_gptoss"),
     (("[THINK]",), "mistral"),
+    (("<|channel>thought", "<channel|>"), "gemma4"),
     (("<seed:think>",), "seed_oss"),
     (("Here is my thought process",), "granite"),
-    (("<think>", "<response>"), "granite"),
+    (("<think>", "<response>", "<|start_of_role|>"), "granite"),
+    (("<|START_THINKING|>",), "cohere_command3"),
     (("</think>", "<answer>"), "hunyuan_a13b"),
     (("</think>", "<|tool_calls_section_begin|>"), "kimi_k2"),
     (("</think>", "<minimax:tool_call>"), "minimax_m2"),
@@ -59,8 +65,10 @@ REASONING_BY_TEMPLATE: Sequence[Row] = (
 )
 
 BY_MODEL_TYPE: dict[str, tuple[str | None, str | None]] = {
+    "cohere2": ("cohere_command3", "cohere_command3"),
     "deepseek_v3": ("deepseek_v3", None),
     "deepseek_v32": ("deepseek_v32", "deepseek_v3"),
+    "gemma4": ("gemma4", "gemma4"),
     "gemma3": ("pythonic", None),
     "gemma3_text": ("pythonic", None),
     "glm4_moe": ("glm45", "glm45"),

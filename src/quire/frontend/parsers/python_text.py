@@ -94,7 +94,7 @@ def _value_start(reader: Reader, write: Write) -> Wait[str]:
     if char in "'\"":
         yield from _string(reader, write)
     else:
-        write((yield from _atom(reader)))
+        write((yield from scan_atom(reader)))
     return ""
 
 
@@ -103,7 +103,7 @@ def _key(reader: Reader, write: Write) -> Wait[None]:
     if char in "'\"":
         yield from _string(reader, write)
     else:
-        write(json.dumps((yield from _atom(reader))))
+        write(json.dumps((yield from scan_atom(reader))))
     if (yield from _solid(reader)) != ":":
         raise NotACall
     reader.at += 1
@@ -160,7 +160,8 @@ def _inside(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)[1:-1]
 
 
-def _atom(reader: Reader) -> Wait[str]:
+def scan_atom(reader: Reader) -> Wait[str]:
+    """Consume a number or word; it as JSON."""
     text = yield from reader.run_ahead(_ATOM_CHARS, MAX_ATOM + 1)
     value = _atom_to_json(text)
     if value is None:

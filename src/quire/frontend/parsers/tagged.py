@@ -16,6 +16,7 @@ from quire.frontend.parsers.protocol import ANY_TOOLS, ToolSet
 from quire.frontend.parsers.python_text import whole_literal
 from quire.frontend.parsers.reader import SPACE, Markers, NotACall, Reader, Truncated, Wait, Write, markers_of
 
+_MAX_SCHEMAS = 256
 _UNIONS = ("anyOf", "oneOf", "allOf")
 _JSON_TYPES: dict[type, str] = {
     str: "string", bool: "boolean", int: "integer", float: "number", list: "array", dict: "object", type(None): "null",
@@ -70,9 +71,12 @@ class TaggedToolParser(ToolParser):
                 raise NotACall if (yield from self._reader.more()) else Truncated
             if tag == self.function_closer:
                 break
+            if not first:
+                self._reader.hold(len(tag))
             key, rest = name_in_tag((yield from tag_head(self._reader)))
             if first:
                 self._start_call(name)
+            self._reader.release()
             self._argue(("{" if first else ", ") + json.dumps(key, ensure_ascii=False) + ": ")
             types = _types_of_tag(rest) or types_of(schema, key)
             yield from read_value(self._reader, self._argue, self._parameter_closer, types, trim=self.trim)
@@ -179,25 +183,31 @@ def to_json(text: str, types: frozenset[str]) -> str:
 def types_of(schema: Mapping[str, Any], key: str) -> frozenset[str]:
     """The JSON types that a function's schema allows for a parameter; empty if it does not say."""
     properties = schema.get("properties")
-    return _types(properties.get(key), schema, 4) if isinstance(properties, Mapping) else frozenset()
+    todo: list[object] = [properties.get(key)] if isinstance(properties, Mapping) else []
+    types: set[str] = set()
+    for _ in range(_MAX_SCHEMAS):  # references may go round in circles
+        if not todo:
+            break
+        one = todo.pop()
+        if isinstance(one, Mapping):
+            todo += _look(one, schema, types)
+    return frozenset(types)
 
 
-def _types(schema: object, root: Mapping[str, Any], depth: int) -> frozenset[str]:
-    if not isinstance(schema, Mapping) or depth == 0:
-        return frozenset()
+def _look(schema: Mapping[str, Any], root: Mapping[str, Any], types: set[str]) -> list[object]:
+    """Add the types that a schema names itself; the schemas that it leaves them to."""
     named = schema.get("type")
-    if isinstance(named, str):
-        return frozenset({named})
-    if isinstance(named, list):
-        return frozenset(name for name in named if isinstance(name, str))
-    if isinstance(schema.get("$ref"), str):
-        return _types(_resolve(schema["$ref"], root), root, depth - 1)
-    if "const" in schema:
-        return _types_of_values([schema["const"]])
-    if isinstance(schema.get("enum"), list):
-        return _types_of_values(schema["enum"])
-    options = [option for union in _UNIONS if isinstance(schema.get(union), list) for option in schema[union]]
-    return frozenset().union(*(_types(option, root, depth - 1) for option in options))
+    if isinstance(named, (str, list)):
+        types.update(name for name in ([named] if isinstance(named, str) else named) if isinstance(name, str))
+    elif isinstance(schema.get("$ref"), str):
+        return [_resolve(schema["$ref"], root)]
+    elif "const" in schema:
+        types |= _types_of_values([schema["const"]])
+    elif isinstance(schema.get("enum"), list):
+        types |= _types_of_values(schema["enum"])
+    else:
+        return [option for union in _UNIONS if isinstance(schema.get(union), list) for option in schema[union]]
+    return []
 
 
 def _types_of_values(values: Iterable[object]) -> frozenset[str]:

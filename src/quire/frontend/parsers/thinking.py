@@ -3,7 +3,7 @@
     white space? <think> thoughts </think> white space? answer
 
 Often the opening tag is the end of the prompt; the output then begins inside. Tags count only there: an answer that
-talks about <think> is left alone. Line breaks next to the tags belong to the tags.
+talks about <think> is left alone. White space behind the tags and line breaks before the closing one belong to them.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class ThinkingParser(Machine):
         yield from self._answer()
 
     def _thoughts(self) -> Wait[None]:
-        yield from self._reader.run("\n", _MAX_GAP)
+        yield from self._reader.run(SPACE, _MAX_GAP)
         end = yield from self._reader.until(markers_of((*self.closers, *self.other_ends)), self._think_on)
         if end is None:
             self._think("\n" * self._num_breaks)

@@ -148,7 +148,7 @@ class TritonAttention:
             choices = DECODE_TILES_FEW if few else DECODE_TILES
             decode_attention(q, kv, out, *where, plan.decode, scratch, choices[q.element_size()], **how)
         if plan.tiles is not None:
-            few = len(plan.tiles.starts) * spec.num_kv_heads <= self._num_processors(q.device)
+            few = len(plan.tiles.starts) * spec.num_kv_heads <= 1.5 * self._num_processors(q.device)
             choice = (PREFILL_TILES_FEW if few else PREFILL_TILES)[q.element_size()]
             tiles = plan.tiles
             prefill_attention(q, kv, out, *where, tiles.requests, tiles.starts, self.tile_tokens(), choice, **how)

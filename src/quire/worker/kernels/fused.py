@@ -2,33 +2,42 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 
 from quire.worker.kernels import activation, gemv, norm, rope, step
+from quire.worker.kernels.choices import Choices
 
 
 class TritonKernels:
-    """See `protocol.Kernels`."""
+    """See `protocol.Kernels`. Owns the choice between ours and cuBLAS's.
+
+    Args:
+        folder: where measured choices are kept.
+    """
 
     name = "triton"
 
+    def __init__(self, folder: Path | None = None) -> None:
+        self._choices = Choices(folder)
+
+    def measure_next(self) -> bool | None:
+        """One candidate for products of one line."""
+        return self._choices.measure_next()
+
     def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """cuBLAS, or our own where x is one line and that is faster."""
-        tiles = self._tiles(x, weight)
+        tiles = self._choices.tiles(x, weight)
         return F.linear(x, weight, bias) if tiles is None else gemv.gemv(x, weight, bias, tiles)
 
     def gated_linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, kind: str) -> torch.Tensor:
         """One kernel where x is one line, else two."""
-        tiles = self._tiles(x, weight, gated=True) if bias is None else None
+        tiles = self._choices.tiles(x, weight, gated=True) if bias is None else None
         if tiles is None:
             return activation.gated(self.linear(x, weight, bias), kind)
         return gemv.gated_gemv(x, weight, kind, tiles)
-
-    def _tiles(self, x: torch.Tensor, weight: torch.Tensor, *, gated: bool = False) -> gemv.GemvTiles | None:
-        if x.shape[0] != 1 or x.dtype == torch.float32:
-            return None
-        return gemv.default_tiles(x.shape[1], weight.shape[0] // (2 if gated else 1))
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         """One program per line."""

@@ -12,6 +12,9 @@ class Kernels(Protocol):
 
     name: str
 
+    def measure_next(self) -> bool | None:
+        """Use spare time to measure a choice: whether one changed; None if nothing is left."""
+
     def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """x [tokens, in] @ weight [out, in].T + bias [out]."""
 

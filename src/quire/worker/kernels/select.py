@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+from pathlib import Path
 
 import torch
 
 from quire.worker.kernels.plain import PlainKernels
+from quire.version import __version__
 from quire.worker.kernels.protocol import Kernels
 
 
@@ -23,4 +26,10 @@ def kernels_for(device: torch.device) -> Kernels:
         return PlainKernels()
     from quire.worker.kernels.fused import TritonKernels
 
-    return TritonKernels()
+    return TritonKernels(cache_folder())
+
+
+def cache_folder() -> Path:
+    """Where what was measured on this machine is kept: in the user's cache, one folder per version of ours."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "quire" / "kernels" / __version__

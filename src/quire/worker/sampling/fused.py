@@ -83,6 +83,10 @@ class FusedSampler:
             return EAGER
         return self._kernel(rows)
 
+    def later_bytes(self) -> int:
+        """Of the table of tokens seen, as long as nobody needed it."""
+        return 0 if self._seen is not None else 2 * (self.null_row + 1) * self._vocab_size
+
     def flush(self) -> None:
         """Bring the tables up to date, without waiting. Not while a graph is captured."""
         if self._changed:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from quire.frontend.parsers.machine import Machine
+from quire.frontend.parsers.reasoning.cohere import CohereReasoningParser
 from quire.frontend.parsers.reasoning.deepseek import DeepSeekR1Parser
+from quire.frontend.parsers.reasoning.gemma import Gemma4ReasoningParser
 from quire.frontend.parsers.reasoning.granite import GraniteReasoningParser
 from quire.frontend.parsers.reasoning.harmony import HarmonyReasoningParser
 from quire.frontend.parsers.reasoning.hunyuan import HunyuanReasoningParser
@@ -15,9 +17,11 @@ from quire.frontend.parsers.reasoning.qwen import Qwen3ReasoningParser
 from quire.frontend.parsers.reasoning.seed import SeedReasoningParser
 
 REASONING_PARSERS: Mapping[str, Callable[[str | None], Machine]] = {
+    "cohere_command3": CohereReasoningParser,
     "deepseek_r1": DeepSeekR1Parser,
     "deepseek_v3": Qwen3ReasoningParser,
     "ernie45": DeepSeekR1Parser,
+    "gemma4": Gemma4ReasoningParser,
     "glm45": Qwen3ReasoningParser,
     "glm47": Qwen3ReasoningParser,
     "granite": GraniteReasoningParser,

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from quire.frontend.parsers.calls import ToolParser
+from quire.frontend.parsers.tools.cohere import CohereParser
 from quire.frontend.parsers.tools.deepseek import DeepSeekV3Parser
 from quire.frontend.parsers.tools.deepseek_v32 import DeepSeekV32Parser
+from quire.frontend.parsers.tools.gemma import FunctionGemmaParser, Gemma4Parser
 from quire.frontend.parsers.tools.generic import GenericJsonParser
 from quire.frontend.parsers.tools.glm import GlmParser
 from quire.frontend.parsers.tools.granite import Granite20bParser, GraniteParser
@@ -23,10 +25,13 @@ from quire.frontend.parsers.tools.pythonic import Lfm2Parser, Llama4PythonicPars
 from quire.frontend.parsers.tools.qwen import Qwen3CoderParser, SeedOssParser
 
 TOOL_PARSERS: Mapping[str, type[ToolParser]] = {
+    "cohere_command3": CohereParser,
     "deepseek_v3": DeepSeekV3Parser,
     "deepseek_v31": DeepSeekV3Parser,
     "deepseek_v32": DeepSeekV32Parser,
     "ernie45": HermesParser,
+    "functiongemma": FunctionGemmaParser,
+    "gemma4": Gemma4Parser,
     "glm45": GlmParser,
     "glm47": GlmParser,
     "granite": GraniteParser,

@@ -27,11 +27,14 @@ class GlmParser(ToolParser):
             raise NotACall
         schema, first = self._tools.parameters(name), True
         while (yield from self._tag(_INSIDE)) == "<arg_key>":
+            if not first:
+                self._reader.hold(len("<arg_key>"))
             key = yield from self._text_before("<")
             yield from self._tag(_KEY_END)
             yield from self._tag(_VALUE)
             if first:
                 self._start_call(name)
+            self._reader.release()
             self._argue(("{" if first else ", ") + json.dumps(key, ensure_ascii=False) + ": ")
             yield from read_value(self._reader, self._argue, _VALUE_END, types_of(schema, key), trim=False)
             first = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+
 from quire.frontend.parsers.calls import MAX_NAME, ToolParser
 from quire.frontend.parsers.python_text import scan_literal
 from quire.frontend.parsers.reader import NotACall, Truncated, Wait
@@ -46,12 +47,15 @@ class PythonicParser(ToolParser):
             raise NotACall
         first = True
         while (yield from self._solid()) != ")":
+            if not first:
+                reader.hold()
             key = yield from reader.run(_NAME_CHARS, MAX_NAME)
             yield from reader.expect("=")
             if not key:
                 raise NotACall
             if first:
                 self._start_call(name)
+            reader.release()
             self._argue(("{" if first else ", ") + json.dumps(key) + ": ")
             yield from scan_literal(reader, self._argue)
             first = False
