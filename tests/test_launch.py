@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from quire.engine.executors import ThreadExecutor
+from quire.engine.core import EngineCore
+from quire.engine.executors import InlineExecutor, ThreadExecutor
 from quire.engine.kv.manager import KVManager
 from quire.engine.kv.pool import BlockPool
+from quire.engine.process import QUIET_S, EngineProcess, Wire
 from quire.engine.scheduler.scheduler import Scheduler
 from quire.launch.child import _run_beside_device
 from quire.messages import AddRequest, Shutdown, pack_ids
@@ -32,8 +34,10 @@ class ScriptedWire:
     def __init__(self, *messages: object) -> None:
         self._batches = [list(messages), [Shutdown()]]
         self.sent: list[object] = []
+        self.waits: list[float | None] = []
 
-    def receive(self, *, block: bool) -> list[object]:
+    def receive(self, *, wait_s: float | None) -> list[object]:
+        self.waits.append(wait_s)
         return self._batches.pop(0) if self._batches else [Shutdown()]
 
     def send(self, message: object) -> None:
@@ -55,13 +59,25 @@ def test_shutdown_returns() -> None:
     _run_beside_device(ThreadExecutor(BrokenWorker()), scheduler(), ScriptedWire())
 
 
+def test_spare_time_is_used_after_a_moment_of_quiet() -> None:
+    class Preparing(BrokenWorker):
+        left = 3
+
+        def prepare(self) -> bool:
+            self.left -= 1
+            return self.left >= 0
+
+    wire = ScriptedWire()
+    wire._batches = [[], [], [], [], [Shutdown()]]
+    EngineProcess(EngineCore(scheduler(), InlineExecutor(Preparing())), wire).run()
+    assert wire.waits == [QUIET_S, 0, 0, 0, None], "a moment, then one thing after the other, then without end"
+
+
 def test_what_is_no_message_of_ours_is_dropped(tmp_path: Path) -> None:
     """Pickles or noise on the socket change nothing: only typed records are read."""
     import pickle
 
     import zmq
-
-    from quire.engine.process import Wire
 
     context = zmq.Context()
     to_engine, from_engine = context.socket(zmq.PUSH), context.socket(zmq.PULL)
@@ -74,7 +90,7 @@ def test_what_is_no_message_of_ours_is_dropped(tmp_path: Path) -> None:
         to_engine.send(data)
     received: list[object] = []
     while not received:
-        received = wire.receive(block=True)
+        received = wire.receive(wait_s=None)
     assert [type(message) for message in received] == [Shutdown]
     wire.close()
     context.destroy(linger=0)

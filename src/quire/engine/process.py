@@ -50,7 +50,7 @@ class Wire:
         messages: list[ToEngine] = []
         flags = 0 if wait_s is None else zmq.NOBLOCK
         if wait_s:
-            self._inbox.poll(wait_s * 1000)
+            self._inbox.poll(int(wait_s * 1000))
         while True:
             try:
                 data: Any = self._inbox.recv(flags)

@@ -157,7 +157,7 @@ class _Inside:
         self._break = False
 
     def write(self, text: str) -> None:
-        if self._at_start and text:
+        if self._at_start:
             self._at_start = False
             text = text.removeprefix("\n")
         if not text:
