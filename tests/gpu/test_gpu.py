@@ -144,7 +144,7 @@ def generate(folder: Path, prompts: list[list[int]], steps: int = STEPS, **setti
 
 @pytest.mark.parametrize("family", ["llama31", "qwen3"])
 def test_bfloat16_agrees_with_transformers(family: str, tmp_path: Path) -> None:
-    """Teacher-forced: how many of the tokens chosen here does transformers choose at the same place, in bfloat16 too."""
+    """Teacher-forced: the share of our tokens that transformers chooses at the same place, in bfloat16 too."""
     sizes = {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 4, "head_dim": 64, "dtype": "bfloat16"}
     checkpoints.write(
         family, tmp_path, initializer_range=0.05, num_attention_heads=8, **sizes

@@ -13,7 +13,6 @@ from quire.worker.kernels.fused import TritonKernels
 from quire.worker.kernels.gemv import GemvTiles, gated_gemv, gemv
 from quire.worker.kernels.plain import ACTIVATIONS, PlainKernels, split_heads
 from quire.worker.kernels.rope import norm_turn_store
-from quire.worker.kernels.skinny import SkinnyScratch, SkinnyTiles, gated_skinny, skinny
 from quire.worker.kernels.step import append, begin, gather
 
 GPU = torch.cuda.is_available()
@@ -186,21 +185,3 @@ def test_gemv(dtype: torch.dtype, lines: int, inner: int, width: int, biased: bo
     tiles = GemvTiles(rows=2, block=128, warps=2)
     close(gemv(x, weight, bias, tiles), PLAIN.linear(x, weight, bias))
     close(gated_gemv(x, weight, "silu", tiles), PLAIN.gated(PLAIN.linear(x, weight, None), "silu"))
-
-
-@pytest.mark.parametrize("dtype", FORMATS)
-@pytest.mark.parametrize(("lines", "inner", "width", "parts"), [(3, 128, 48, 1), (16, 256, 40, 2), (9, 512, 16, 4)])
-@pytest.mark.parametrize("biased", [False, True])
-def test_skinny(dtype: torch.dtype, lines: int, inner: int, width: int, parts: int, biased: bool) -> None:
-    if dtype == torch.float32 and GPU:
-        pytest.skip("float32 products are tf32 on the GPU: never chosen there")
-    x, weight = draw(lines, inner, dtype=dtype) / inner**0.5, draw(2 * width, inner, dtype=dtype, seed=1)
-    bias = draw(2 * width, dtype=dtype, seed=2) if biased else None
-    scratch = SkinnyScratch.make(16 * 256 * 4, 64, x.device)
-    scratch.partial.fill_(torch.nan)
-    tiles = SkinnyTiles(16, 16, 64, parts, 4, 2, ahead=2)
-    for _ in range(2):
-        close(skinny(x, weight, bias, scratch, tiles), PLAIN.linear(x, weight, bias))
-    assert not scratch.arrivals.any()
-    if width % 16 == 0:
-        close(gated_skinny(x, weight, "silu", tiles), PLAIN.gated(PLAIN.linear(x, weight, None), "silu"))

@@ -78,7 +78,7 @@ def _plan(
     tl.store(parts + index, tl.cumsum(split_count, 0) - split_count, mask=inside)
     tl.store(split_out, split)
     num_items = tl.sum(count, 0)
-    for part in range(0, tl.max(count, 0)):
+    for part in range(tl.max(count, 0)):
         tl.store(items + start + part, index, mask=valid & (part < count))
     beyond = tl.arange(0, TAIL)
     tl.store(items + beyond, -1, mask=(beyond >= num_items) & (beyond < num + extra))
@@ -227,7 +227,7 @@ def _attend(
         most = tl.full((GROUP_P,), NEGATIVE, tl.float32)
         mass = tl.zeros((GROUP_P,), tl.float32)
         sums = tl.zeros((GROUP_P, DIM_P), tl.float32)
-        for other in range(0, num_parts):
+        for other in range(num_parts):
             theirs = (part + other) * NUM_KV + head
             lse = tl.load(
                 partial_lse + theirs * GROUP + group, mask=group < GROUP, other=NEGATIVE, cache_modifier=".cg"
@@ -301,8 +301,8 @@ def decode_attention(
         scratch.partial, scratch.lse, scratch.arrivals,
         scale if soft_cap else scale * 1.4426950408889634, soft_cap or 1.0, window or 0,
         q.stride(0), tables.stride(0), kv.stride(0), kv.stride(1), kv.stride(2),
-        NUM_KV=num_kv, GROUP=group, GROUP_P=max(16, next_power_of_2(group)), DIM=dim, DIM_P=max(16, next_power_of_2(dim)),
-        PAGE=page, BLOCK=tiles.block, EARLY=tiles.early, WINDOW=window is not None, SOFT_CAP=soft_cap is not None,
+        NUM_KV=num_kv, GROUP=group, GROUP_P=max(16, next_power_of_2(group)),
+        DIM=dim, DIM_P=max(16, next_power_of_2(dim)), PAGE=page, BLOCK=tiles.block, EARLY=tiles.early, WINDOW=window is not None, SOFT_CAP=soft_cap is not None,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
         num_warps=tiles.warps, num_stages=tiles.stages, **dependent_launch(q),
     )  # fmt: skip

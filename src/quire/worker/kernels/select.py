@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from quire.worker.kernels.plain import PlainKernels
 from quire.version import __version__
+from quire.worker.kernels.plain import PlainKernels
 from quire.worker.kernels.protocol import Kernels
 
 

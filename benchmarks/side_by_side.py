@@ -1,0 +1,216 @@
+"""Servers beside each other: the same machine, model folder and load, one engine after the other, floors beside them.
+
+    python benchmarks/side_by_side.py MODEL --loads 1:8:512:128 32:256:512:128 \\
+        --engine "quire=quire serve {model} --load-format dummy --max-model-len 4096 --port {port}" \\
+        --engine "vllm=vllm serve {model} --load-format dummy --max-model-len 4096 --port {port}" --out result.md
+
+A load is concurrency:prompts:input:output, `:` and further flags of `quire bench serve` if any, with commas between
+them. Every load runs twice, with different prompts, and the second run counts. Floors come from the chip's own rates,
+measured first: reading weights and KV at the rate of a large sum, arithmetic at the rate of a large bf16 product.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+PORT = 8300
+READY_TIMEOUT_S = 600
+COLUMNS = (
+    ("output tok/s", "output_throughput"),
+    ("req/s", "request_throughput"),
+    ("TPOT p50 ms", "median_tpot_ms"),
+    ("TTFT p50 ms", "median_ttft_ms"),
+    ("TTFT p99 ms", "p99_ttft_ms"),
+    ("ITL p99 ms", "p99_itl_ms"),
+)
+RATES = """
+import torch, time
+def rate(f, work):
+    f(); torch.cuda.synchronize(); best = 1e9
+    for _ in range(5):
+        t = time.perf_counter(); f(); torch.cuda.synchronize(); best = min(best, time.perf_counter() - t)
+    return work / best
+big = torch.randn(1 << 31, device="cuda", dtype=torch.bfloat16)
+a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
+print(torch.cuda.get_device_name(), rate(lambda: big.sum(), 2 << 31), rate(lambda: a @ a, 2 * 8192**3), sep="|")
+"""
+
+
+@dataclass(frozen=True)
+class Load:
+    """One shape of traffic."""
+
+    concurrency: int
+    prompts: int
+    input: int
+    output: int
+    flags: tuple[str, ...]
+
+    @staticmethod
+    def parse(text: str) -> Load:
+        parts = text.split(":", 4)
+        return Load(*(int(n) for n in parts[:4]), tuple(parts[4].split(",")) if len(parts) > 4 else ())
+
+    @property
+    def name(self) -> str:
+        return f"c={self.concurrency}, {self.input} in, {self.output} out {' '.join(self.flags)}".strip()
+
+
+@dataclass(frozen=True)
+class Floor:
+    """What a dense model costs at the rates of the chip, prompts and attention included.
+
+    Every step reads the weights once; prompts are arithmetic; a generated token also reads its request's KV.
+    """
+
+    weights_bytes: float
+    kv_bytes: float
+    flops: float
+    read: float
+    rate: float
+
+    @staticmethod
+    def of(folder: Path, read: float, rate: float) -> Floor:
+        c = json.loads((folder / "config.json").read_text())
+        heads, hidden = c["num_attention_heads"], c["hidden_size"]
+        dim = c.get("head_dim") or hidden // heads
+        kv = 2 * c.get("num_key_value_heads", heads) * dim
+        layer = hidden * (heads * dim + kv) + heads * dim * hidden + 3 * hidden * c["intermediate_size"]
+        params = c["num_hidden_layers"] * layer
+        return Floor(2 * (params + c["vocab_size"] * hidden), 2 * kv * c["num_hidden_layers"], 2 * params, read, rate)
+
+    def step_s(self, load: Load) -> float:
+        """A step in which all generate."""
+        context = load.input + load.output / 2
+        return (self.weights_bytes + load.concurrency * context * self.kv_bytes) / self.read
+
+    def output_rate(self, load: Load) -> float:
+        """Tokens per second if prompts hide nothing and nothing hides them."""
+        prompt = load.input * self.flops / self.rate
+        return load.concurrency * load.output / (load.concurrency * prompt + load.output * self.step_s(load))
+
+
+@contextlib.contextmanager
+def engine(command: str, log: Path) -> Any:
+    """A server from exec to the end; yields the seconds until /health answered."""
+    start = time.monotonic()
+    with log.open("w") as out:
+        process = subprocess.Popen(shlex.split(command), stdout=out, stderr=out, start_new_session=True)
+    try:
+        while True:
+            if process.poll() is not None or time.monotonic() - start > READY_TIMEOUT_S:
+                raise SystemExit(f"{command}\ndid not come up:\n{log.read_text()[-2000:]}")
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{PORT}/health", timeout=1):
+                break
+            time.sleep(0.1)
+        yield time.monotonic() - start
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=15)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def drive(model: str, load: Load, seed: int, folder: Path) -> dict[str, Any]:
+    """One run of our load generator against whatever listens."""
+    flags = {
+        "--port": PORT,
+        "--model": model,
+        "--dataset-name": "random",
+        "--random-input-len": load.input,
+        "--random-output-len": load.output,
+        "--num-prompts": load.prompts,
+        "--max-concurrency": load.concurrency,
+        "--seed": seed,
+        "--temperature": 0,
+        "--percentile-metrics": "ttft,tpot,itl",
+        "--metric-percentiles": "50,99",
+        "--result-dir": folder,
+        "--result-filename": f"{seed}.json",
+    }
+    command = [sys.executable, "-m", "quire", "bench", "serve", "--ignore-eos", "--disable-tqdm", "--save-result"]
+    command += [str(part) for item in flags.items() for part in item] + list(load.flags)
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{shlex.join(command)}\n{done.stdout[-1500:]}\n{done.stderr[-1500:]}")
+    found: dict[str, Any] = json.loads((folder / f"{seed}.json").read_text())
+    return found
+
+
+def measure(model: str, command: str, loads: list[Load], folder: Path, settle_s: float) -> dict[str, Any]:
+    """Ready time and the figures of every load."""
+    results: dict[str, Any] = {"loads": []}
+    with engine(command.format(model=model, port=PORT), folder / "server.txt") as ready_s:
+        results["ready_s"] = ready_s
+        time.sleep(settle_s)
+        for index, load in enumerate(loads):
+            drive(model, load, 2 * index + 1, folder)
+            results["loads"].append(drive(model, load, 2 * index + 2, folder))
+            print(f"  {load.name}: {results['loads'][-1]['output_throughput']:.0f} output tok/s", flush=True)
+    return results
+
+
+def render(model: Path, loads: list[Load], results: dict[str, dict[str, Any]], rates: list[str]) -> str:
+    """The table, floors in their own line."""
+    floor = Floor.of(model, float(rates[1]), float(rates[2]))
+    lines = [f"| {model.name} | engine | {' | '.join(name for name, _ in COLUMNS)} | failed |", "|---" * 9 + "|"]
+    for index, load in enumerate(loads):
+        for name, found in results.items():
+            row = found["loads"][index]
+            values = " | ".join(f"{row[key]:,.2f}" for _, key in COLUMNS)
+            lines.append(f"| {load.name} | {name} | {values} | {row['failed']} |")
+        rate, step = floor.output_rate(load), floor.step_s(load) * 1000
+        ttft = load.input * floor.flops / floor.rate * 1000
+        lines.append(f"| | floor | {rate:,.0f} | {rate / load.output:,.2f} | {step:.2f} | {ttft:.1f} | | | |")
+    lines += ["", "| engine | exec to healthy, s |", "|---|---|"]
+    lines += [f"| {name} | {found['ready_s']:.1f} |" for name, found in results.items()]
+    lines += [
+        "",
+        f"{rates[0]}: reads {float(rates[1]) / 1e12:.2f} TB/s, bf16 product {float(rates[2]) / 1e12:.0f} TFLOP/s.",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure, print, and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--engine", action="append", required=True, metavar="NAME=COMMAND")
+    parser.add_argument("--loads", nargs="+", default=["1:8:512:128", "32:256:512:128", "256:1024:512:128"])
+    parser.add_argument("--settle", type=float, default=6, help="seconds between ready and the first load")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    rates = subprocess.run([sys.executable, "-c", RATES], capture_output=True, text=True, check=True).stdout.split("|")
+    loads = [Load.parse(text) for text in args.loads]
+    results: dict[str, dict[str, Any]] = {}
+    for item in args.engine:
+        name, _, command = item.partition("=")
+        print(name, flush=True)
+        with tempfile.TemporaryDirectory() as folder:
+            results[name] = measure(args.model, command, loads, Path(folder), args.settle)
+    text = render(Path(args.model), loads, results, rates)
+    commands = "\n".join(f"    {item}" for item in args.engine)
+    text += f"\n\nPython {platform.python_version()}; loads {' '.join(args.loads)}; engines:\n\n{commands}\n"
+    print(text)
+    if args.out:
+        args.out.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
