@@ -302,7 +302,8 @@ def decode_attention(
         scale if soft_cap else scale * 1.4426950408889634, soft_cap or 1.0, window or 0,
         q.stride(0), tables.stride(0), kv.stride(0), kv.stride(1), kv.stride(2),
         NUM_KV=num_kv, GROUP=group, GROUP_P=max(16, next_power_of_2(group)),
-        DIM=dim, DIM_P=max(16, next_power_of_2(dim)), PAGE=page, BLOCK=tiles.block, EARLY=tiles.early, WINDOW=window is not None, SOFT_CAP=soft_cap is not None,
+        DIM=dim, DIM_P=max(16, next_power_of_2(dim)), PAGE=page, BLOCK=tiles.block, EARLY=tiles.early,
+        WINDOW=window is not None, SOFT_CAP=soft_cap is not None,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
         num_warps=tiles.warps, num_stages=tiles.stages, **dependent_launch(q),
     )  # fmt: skip
