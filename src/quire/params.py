@@ -18,6 +18,8 @@ from quire.errors import RequestError
 
 MAX_N = 16_384
 MAX_LOGPROBS = 20
+MAX_BIASES = 1024
+MAX_BAD_WORDS = 128
 MIN_TEMPERATURE = 0.01
 """Temperatures in (0, 0.01) divide logits into overflow; they are raised to this, with a warning."""
 
@@ -41,6 +43,10 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
         include_stop_str_in_output: keep the stop string, or stop token, in the text.
         max_tokens: most tokens to generate, >= 1; None fills the context.
         min_tokens: no end token is sampled before this many.
+        logit_bias: token id to a number in [-100, 100] that is added to its logit; up to 1024 of them.
+        allowed_token_ids: no other token is sampled; None allows all.
+        bad_words: up to 128 texts that are not generated: of each, the last token is held back where the others stand.
+        bad_words_token_ids: the same as token ids; filled from bad_words by whoever has the tokenizer.
         logprobs: report this many most likely tokens at each position, and the chosen one; -1 means all.
         skip_special_tokens: leave special tokens out of the text.
         detokenize: False returns token ids only.
@@ -64,6 +70,10 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
     include_stop_str_in_output: bool = False
     max_tokens: int | None = 16
     min_tokens: int = 0
+    logit_bias: dict[int, float] = {}
+    allowed_token_ids: list[int] | None = None
+    bad_words: list[str] = []
+    bad_words_token_ids: list[list[int]] = []
     logprobs: int | None = None
     skip_special_tokens: bool = True
     detokenize: bool = True
@@ -82,6 +92,9 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
         stop: Any = self.stop
         self.stop = [] if stop is None else [stop] if isinstance(stop, str) else list(stop)
         self.stop_token_ids = list(self.stop_token_ids or [])
+        self.bad_words = list(self.bad_words or [])
+        self.bad_words_token_ids = list(self.bad_words_token_ids or [])
+        self.logit_bias = _normal_bias(self.logit_bias)
         if self.seed == -1:
             self.seed = None
         if 0 < self.temperature < MIN_TEMPERATURE:
@@ -112,6 +125,20 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
         return SamplingParams(**{name: getattr(self, name) for name in self.__struct_fields__})
 
 
+def _normal_bias(bias: Any) -> dict[int, float]:
+    """Keys may be texts of digits, as JSON has them."""
+    try:
+        return {int(token): _typed("logit_bias", value, "a number") for token, value in dict(bias or {}).items()}
+    except (TypeError, ValueError):
+        raise RequestError(
+            f"logit_bias must be an object of token ids and numbers, got {str(bias)[:100]}.", param="logit_bias"
+        ) from None
+
+
+def _token_ids(ids: Any, most: int) -> bool:
+    return isinstance(ids, list) and 1 <= len(ids) <= most and all(type(t) is int and 0 <= t < 2**31 for t in ids)
+
+
 def _typed(name: str, value: Any, kind: str) -> Any:
     """Turn numpy-like numbers into plain ones; refuse booleans, strings, NaN and infinities."""
     if value is None:
@@ -131,7 +158,7 @@ def _typed(name: str, value: Any, kind: str) -> Any:
     return number
 
 
-_OPTIONAL = frozenset({"seed", "max_tokens", "logprobs"})
+_OPTIONAL = frozenset({"seed", "max_tokens", "logprobs", "allowed_token_ids"})
 _KINDS = {
     **dict.fromkeys(("n", "top_k", "seed", "max_tokens", "min_tokens", "logprobs"), "an integer"),
     **dict.fromkeys(
@@ -158,6 +185,19 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "stop_token_ids": (
         lambda v: len(v) <= 256 and all(type(t) is int and 0 <= t < 2**31 for t in v),
         "up to 256 token ids (integers >= 0)",
+    ),
+    "logit_bias": (
+        lambda v: len(v) <= MAX_BIASES and all(0 <= t < 2**31 and -100 <= b <= 100 for t, b in v.items()),
+        f"up to {MAX_BIASES} token ids, each with a number in [-100, 100]",
+    ),
+    "allowed_token_ids": (lambda v: _token_ids(v, 1 << 20), "a non-empty list of token ids (integers >= 0)"),
+    "bad_words": (
+        lambda v: len(v) <= MAX_BAD_WORDS and all(isinstance(s, str) and 0 < len(s) <= 256 for s in v),
+        f"up to {MAX_BAD_WORDS} non-empty strings of up to 256 characters",
+    ),
+    "bad_words_token_ids": (
+        lambda v: len(v) <= 2 * MAX_BAD_WORDS and all(_token_ids(ids, 512) for ids in v),
+        f"up to {2 * MAX_BAD_WORDS} non-empty lists of token ids",
     ),
     "max_tokens": (lambda v: 1 <= v < 2**31, "at least 1"),
     "min_tokens": (lambda v: 0 <= v < 2**31, "at least 0"),

@@ -86,6 +86,26 @@ def test_several_completions_differ_and_seeds_repeat(llm: LLM) -> None:
     assert [c.token_ids for c in crowd.outputs] == [c.token_ids for c in first.outputs]
 
 
+def test_bias_allowed_tokens_and_bad_words(llm: LLM) -> None:
+    tokenizer = llm.get_tokenizer()
+    plain = llm.generate("Once upon a time", GREEDY, use_tqdm=False)[0].outputs[0]
+    first = plain.token_ids[0]
+    biased = SamplingParams(temperature=0, max_tokens=1, logit_bias={first: -100})
+    assert llm.generate("Once upon a time", biased, use_tqdm=False)[0].outputs[0].token_ids != [first]
+    allowed = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True, allowed_token_ids=plain.token_ids[:3])
+    assert set(llm.generate("Once upon a time", allowed, use_tqdm=False)[0].outputs[0].token_ids) <= {
+        *plain.token_ids[:3]
+    }
+    word = plain.text.split()[1].strip(".,")
+    banned = SamplingParams(temperature=0, max_tokens=60, bad_words=[word])
+    assert word in plain.text.split()
+    assert word not in llm.generate("Once upon a time", banned, use_tqdm=False)[0].outputs[0].text.split()
+    for name, value in (("logit_bias", {10**6: 1}), ("allowed_token_ids", [10**6]), ("bad_words_token_ids", [[10**6]])):
+        with pytest.raises(RequestError, match="outside the vocabulary"):
+            llm.generate("x", SamplingParams(**{name: value}), use_tqdm=False)
+    assert tokenizer.decode(plain.token_ids) == plain.text
+
+
 def test_logprobs(llm: LLM) -> None:
     completion = llm.generate("Once upon", SamplingParams(temperature=0, max_tokens=5, logprobs=2), False)[0].outputs[0]
     assert len(completion.logprobs) == len(completion.token_ids) == 5

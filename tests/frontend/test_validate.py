@@ -124,8 +124,8 @@ def test_missing() -> None:
     [
         ("tools", [{"type": "function"}]), ("tool_choice", "required"), ("tool_choice", {"type": "function"}),
         ("functions", [{}]), ("response_format", {"type": "json_schema"}), ("response_format", {"type": "json_object"}),
-        ("logit_bias", {"5": 1}), ("best_of", 3), ("echo", True), ("suffix", "x"), ("use_beam_search", True),
-        ("prompt_logprobs", 1), ("allowed_token_ids", [1]), ("bad_words", ["x"]), ("structured_outputs", {"json": {}}),
+        ("best_of", 3), ("echo", True), ("suffix", "x"), ("use_beam_search", True),
+        ("prompt_logprobs", 1), ("structured_outputs", {"json": {}}),
         ("guided_json", {"a": 1}), ("chat_template", "x"), ("truncate_prompt_tokens", 5), ("prompt_embeds", "x"),
         ("logits_processors", ["os.system"]), ("return_token_ids", True),
         ("length_penalty", 2.0), ("modalities", ["audio"]),
@@ -199,3 +199,26 @@ def test_large_bodies_are_fast() -> None:
     decode(ids, CompletionRequest)
     decode(many, ChatRequest)
     assert time.perf_counter() - start < 1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("logit_bias", {"x": 1}), ("logit_bias", {"5": 101}), ("logit_bias", {"-1": 1}), ("logit_bias", {"5": "1"}),
+        ("logit_bias", [5]), ("logit_bias", {str(i): 1 for i in range(1025)}), ("allowed_token_ids", []),
+        ("allowed_token_ids", [-1]), ("allowed_token_ids", ["1"]), ("bad_words", "x"), ("bad_words", [""]),
+        ("bad_words", ["x"] * 129), ("bad_words", [5]),
+    ],
+)  # fmt: skip
+def test_words_out_of_range(name: str, value: Any) -> None:
+    with pytest.raises(RequestError) as caught:
+        request, _ = chat(**{name: value})
+        request.sampling_params({})
+    assert caught.value.param == name
+
+
+def test_words() -> None:
+    request, warnings = chat(logit_bias={"5": -1.5, "7": 2}, allowed_token_ids=[5, 7], bad_words=["no"])
+    params = request.sampling_params({})
+    assert (params.logit_bias, params.allowed_token_ids, params.bad_words) == ({5: -1.5, 7: 2}, [5, 7], ["no"])
+    assert not warnings

@@ -150,7 +150,8 @@ def test_bfloat16_agrees_with_transformers() -> None:
     """
     reference = AutoModelForCausalLM.from_pretrained(model_path(), dtype=torch.bfloat16).eval().cuda()
     rng = random.Random(0)
-    words = "Tell me a story about a fox and the sea . Count from three to nine . What is 12 + 30 ?".split()
+    sentence = "Tell me a story about a fox and the sea . Count from three to nine . What is 12 + 30 ?"
+    words = sentence.split()
     texts = ["Once upon a time", *(" ".join(rng.choices(words, k=rng.randint(3, 20))) for _ in range(127))]
     chats = [[{"role": "user", "content": text}] for text in texts]
     with LLM("demo", dtype="bfloat16", gpu_memory_utilization=0.2) as llm:

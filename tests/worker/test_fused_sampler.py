@@ -46,7 +46,7 @@ def test_in_its_own_process() -> None:
 
 def batch(rows: list[int], positions: list[int], masks: dict[int, bytes] | None = None) -> SamplingBatch:
     made = batch_of(rows, positions, masks)
-    return SamplingBatch(made.rows.to(DEVICE), made.positions.to(DEVICE), made.row_list, made.masks)
+    return SamplingBatch(made.rows.to(DEVICE), made.positions.to(DEVICE), made.row_list, made.masks, made.tokens)
 
 
 def poison(sampler: FusedSampler) -> None:

@@ -15,6 +15,7 @@ from quire.worker.sampling.sampler import Sampler
 
 CPU = torch.device("cpu")
 VOCAB = 300
+NO_TOKENS = torch.zeros(64, 1, dtype=torch.int32)
 
 
 def new_row(row: int, prompt: list[int], output: list[int] = (), stop: list[int] = (), **params) -> NewRow:
@@ -22,8 +23,10 @@ def new_row(row: int, prompt: list[int], output: list[int] = (), stop: list[int]
     return NewRow(row, pack_ids([*prompt, *output]), len(prompt), 0, params, list(stop))
 
 
-def batch_of(rows: list[int], positions: list[int], masks: dict[int, bytes] | None = None) -> SamplingBatch:
-    return SamplingBatch(torch.tensor(rows), torch.tensor(positions), tuple(rows), masks or {})
+def batch_of(
+    rows: list[int], positions: list[int], masks: dict[int, bytes] | None = None, tokens: torch.Tensor = NO_TOKENS
+) -> SamplingBatch:
+    return SamplingBatch(torch.tensor(rows), torch.tensor(positions), tuple(rows), masks or {}, tokens)
 
 
 def reference_law(logits: np.ndarray, params: SamplingParams, prompt: list[int], output: list[int]) -> np.ndarray:
@@ -216,3 +219,50 @@ def test_uniform_is_uniform() -> None:
     counts = np.histogram(values, bins=100, range=(0, 1))[0]
     assert chisquare(counts).pvalue > 1e-3
     assert len(np.unique(values)) == len(values)
+
+
+def test_allowed_tokens_and_bias() -> None:
+    sampler = Sampler(8, VOCAB, CPU)
+    sampler.start_row(new_row(0, [1], temperature=0, allowed_token_ids=[5, 17]))
+    sampler.start_row(new_row(1, [1], temperature=0, logit_bias={40: 100, 41: 3.5}))
+    sampler.start_row(new_row(2, [1], temperature=0))
+    logits = torch.zeros(3, VOCAB)
+    logits[:, 100], logits[0, 17] = 5.0, 0.5
+    assert sampler(logits, batch_of([0, 1, 2], [1, 1, 1])).token_ids.tolist() == [17, 40, 100]
+    assert logits[0, 100] == 5.0, "the raw logits are left alone"
+    sampler.start_row(new_row(0, [1], temperature=0))
+    sampler.start_row(new_row(1, [1], temperature=0))
+    assert sampler(logits, batch_of([0, 1, 2], [1, 1, 1])).token_ids.tolist() == [100, 100, 100]
+
+
+def test_bad_words_by_brute_force() -> None:
+    """Random words over random outputs; the prompt does not count."""
+    rng = np.random.default_rng(0)
+    sampler = Sampler(8, VOCAB, CPU)
+    for _ in range(200):
+        rows = rng.permutation(8)[: rng.integers(1, 8)].tolist()
+        tokens = torch.zeros(8, 40, dtype=torch.int32)
+        words, lens, prompts = [], [], []
+        for row in rows:
+            length, prompt = int(rng.integers(2, 30)), int(rng.integers(1, 10))
+            known = rng.integers(0, 3, length).tolist()
+            tokens[row, :length] = torch.tensor(known)
+            own = [rng.integers(0, 3, rng.integers(1, 4)).tolist() for _ in range(rng.integers(0, 4))]
+            split = min(prompt, length)
+            sampler.start_row(new_row(row, known[:split], known[split:], temperature=0, bad_words_token_ids=own))
+            words.append(own)
+            lens.append(length)
+            prompts.append(split)
+        logits = torch.tensor(rng.normal(size=(len(rows), VOCAB)), dtype=torch.float32)
+        logits[:, :3] += 10
+        found = sampler(logits, batch_of(rows, lens, tokens=tokens)).token_ids.tolist()
+        for i, row in enumerate(rows):
+            output = tokens[row, prompts[i] : lens[i]].tolist()
+            banned = {
+                w[-1]
+                for w in words[i]
+                if len(w) == 1
+                or (output[len(output) - len(w) + 1 :][: len(w) - 1] == w[:-1] and len(output) >= len(w) - 1)
+            }
+            allowed = [token for token in range(VOCAB) if token not in banned]
+            assert found[i] == max(allowed, key=lambda token: float(logits[i, token]))

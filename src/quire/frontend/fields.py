@@ -27,9 +27,7 @@ def _is(*values: Any) -> Callable[[Any], bool]:
 
 
 _SAME_WITHOUT: dict[str, Callable[[Any], bool]] = {
-    "allowed_token_ids": _never,
     "audio": _never,
-    "bad_words": _empty,
     "chat_template": _never,
     "echo": _is(False),
     "function_call": _is("none", "auto"),
@@ -40,7 +38,6 @@ _SAME_WITHOUT: dict[str, Callable[[Any], bool]] = {
     "guided_regex": _empty,
     "kv_transfer_params": _never,
     "length_penalty": _is(1, 1.0),
-    "logit_bias": _empty,
     "logits_processors": _empty,
     "modalities": _is(["text"]),
     "prompt_embeds": _never,

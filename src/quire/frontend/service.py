@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Protocol
 
 from quire.checkpoint import ModelFacts
@@ -208,6 +209,8 @@ class TextService:
         prompt_ids = self._checked_ids(prompt, param)
         params = copy(params)
         params.max_tokens = self._max_tokens(len(prompt_ids), params, param, default_max_tokens)
+        if params.bad_words:
+            params.bad_words_token_ids = params.bad_words_token_ids + self._bad_words(params.bad_words)
         self._check_params(params)
         ends = () if params.ignore_eos else self.end_token_ids
         return PreparedRequest(
@@ -267,12 +270,25 @@ class TextService:
                 f"min_tokens is {params.min_tokens}, but there is room for {params.max_tokens} tokens only.",
                 param="min_tokens",
             )
-        for token_id in params.stop_token_ids:
-            if token_id >= self.vocab_size:
+        for name, token_ids in (
+            ("stop_token_ids", params.stop_token_ids),
+            ("logit_bias", params.logit_bias),
+            ("allowed_token_ids", params.allowed_token_ids or ()),
+            ("bad_words_token_ids", chain.from_iterable(params.bad_words_token_ids)),
+        ):
+            largest = max(token_ids, default=0)
+            if largest >= self.vocab_size:
                 raise RequestError(
-                    f"stop_token_ids: {token_id} is outside the vocabulary, 0..{self.vocab_size - 1}.",
-                    param="stop_token_ids",
+                    f"{name}: {largest} is outside the vocabulary, 0..{self.vocab_size - 1}.", param=name
                 )
+
+    def _bad_words(self, words: Sequence[str]) -> list[list[int]]:
+        """Token ids of each word, as it stands at the beginning of a text and after a space."""
+        found = []
+        for word in words:
+            forms = (self.tokenizer.encode(form, add_special_tokens=False) for form in (word, " " + word.lstrip()))
+            found += [list(ids) for ids in dict.fromkeys(tuple(ids) for ids in forms if ids)]
+        return found
 
     # ---- start ---------------------------------------------------------------------------------------------------
 

@@ -56,6 +56,9 @@ class GenerateRequest(msgspec.Struct, kw_only=True):
     ignore_eos: bool = False
     include_stop_str_in_output: bool = False
     min_tokens: int = 0
+    logit_bias: dict[str, float] = {}
+    allowed_token_ids: list[int] | None = None
+    bad_words: list[str] = []
     max_tokens: int | None = None
     skip_special_tokens: bool = True
     add_special_tokens: bool | None = None
@@ -124,6 +127,9 @@ _PLAIN_SAMPLING = (
     "ignore_eos",
     "include_stop_str_in_output",
     "min_tokens",
+    "logit_bias",
+    "allowed_token_ids",
+    "bad_words",
     "skip_special_tokens",
 )
 

@@ -113,7 +113,7 @@ class Runner:
             return PendingSample(None)
         row_list = tuple(plan.rows[index] for index in plan.samples)
         rows = to_device(row_list, self._logits.device)
-        batch = SamplingBatch(rows, self._rows.lens[rows].long(), row_list, masks)
+        batch = SamplingBatch(rows, self._rows.lens[rows].long(), row_list, masks, self._rows.tokens)
         sampled = self._sampler(self._logits, batch)
         self._rows.append(rows, sampled.token_ids)
         self._logits = None

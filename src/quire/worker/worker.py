@@ -22,7 +22,7 @@ from quire.worker.models.load import load_model
 from quire.worker.quantization.none import Unquantized
 from quire.worker.rows import Rows
 from quire.worker.runner import Graphs, Pending, RowSampler, Runner
-from quire.worker.sampling.sampler import Sampler
+from quire.worker.sampling.sampler import Sampler, word_stages
 from quire.worker.sizes import (
     StepSizes,
     pick_device,
@@ -149,7 +149,7 @@ class _House:
         from quire.worker.graphs import DecodeGraphs, MixedGraphs, Parts
         from quire.worker.sampling.fused import FusedSampler
 
-        fused = FusedSampler(most, self.vocab_size, build.device)
+        fused = FusedSampler(most, self.vocab_size, build.device, word_stages(self.vocab_size, build.device))
         graphs: tuple[Graphs, ...] = ()
         if self.use_graphs:
             parts, pool = Parts(self.model, build.backend, rows, kv, fused), torch.cuda.graph_pool_handle()

@@ -21,12 +21,14 @@ class SamplingBatch:
         positions: [samples] int64; the index that the new token gets in its request.
         row_list: the rows again, on the host.
         masks: sample index → bitmask of allowed tokens, from the grammar.
+        tokens: [rows, length]; the rows' table of all their tokens.
     """
 
     rows: torch.Tensor
     positions: torch.Tensor
     row_list: tuple[int, ...]
     masks: dict[int, bytes]
+    tokens: torch.Tensor
 
 
 class Stage(ABC):

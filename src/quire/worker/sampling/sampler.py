@@ -15,6 +15,7 @@ from quire.worker.sampling.min_tokens import MinTokens
 from quire.worker.sampling.penalties import Penalties
 from quire.worker.sampling.protocol import Column, SamplingBatch, Stage
 from quire.worker.sampling.truncate import MinP, Temperature, TopKTopP
+from quire.worker.sampling.words import AllowedTokens, BadWords, TokenBias
 from quire.worker.transfer import upload
 
 
@@ -26,9 +27,15 @@ class Sampled:
     logprobs: LogprobTensors | None
 
 
+def word_stages(vocab_size: int, device: torch.device) -> tuple[Stage, ...]:
+    """Stages about single tokens: before all others, also before the GPU's fused kernel."""
+    return (AllowedTokens(vocab_size, device), BadWords(), TokenBias())
+
+
 def default_stages(num_rows: int, vocab_size: int, device: torch.device) -> tuple[Stage, ...]:
     """All stages in the order in which they apply."""
     return (
+        *word_stages(vocab_size, device),
         MinTokens(num_rows, device),
         Penalties(num_rows, vocab_size, device),
         Temperature(num_rows, device),
