@@ -134,6 +134,13 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     chat_template: Annotated[
         str | None, Meta(description="File with a Jinja chat template, instead of the checkpoint's.")
     ] = None
+    tool_call_parser: Annotated[
+        str | None, Meta(description="How tool calls are written; found from the chat template if not given.")
+    ] = None
+    reasoning_parser: Annotated[
+        str | None, Meta(description="How reasoning is set apart; found from the chat template if not given.")
+    ] = None
+    enable_auto_tool_choice: Annotated[bool, Meta(description="Accepted for vLLM's sake: tools need no flag.")] = True
     generation_config: Annotated[
         Literal["auto", "none"],
         Meta(description="auto takes default sampling values from the checkpoint's generation_config.json."),

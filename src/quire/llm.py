@@ -17,6 +17,7 @@ from quire.checkpoint import read_facts, resolve
 from quire.config import DEMO_MODEL, EngineConfig, build_engine_config
 from quire.errors import QuireError, RequestError
 from quire.frontend.client import Client
+from quire.frontend.parsers import plan_tools
 from quire.frontend.service import PreparedRequest, TextService
 from quire.frontend.streams import Delta, RequestStream
 from quire.frontend.text_side import load_text_side
@@ -135,6 +136,7 @@ class LLM:
         *,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[RequestOutput]:
         """Answer one conversation or many, each a list of {"role": ..., "content": ...}.
@@ -142,6 +144,7 @@ class LLM:
         Args and errors as in `generate`, and:
             add_generation_prompt: open the assistant's turn.
             continue_final_message: go on with the last message instead.
+            tools: functions that the template shows to the model, as in the OpenAI API; calls come back as text.
             chat_template_kwargs: further variables for the template.
         """
         single = not messages or isinstance(messages[0], Mapping)
@@ -151,6 +154,7 @@ class LLM:
                 conversation,
                 add_generation_prompt=add_generation_prompt and not continue_final_message,
                 continue_final_message=continue_final_message,
+                tools=plan_tools(list(tools) if tools else None).tools,
                 kwargs=chat_template_kwargs,
             )
             for conversation in conversations

@@ -13,6 +13,7 @@ from quire.config import ModelConfig
 from quire.errors import ConfigError, RequestError
 from quire.frontend.text_side import load_text_side
 from quire.frontend.tokenizer import LONG_TEXT, Tokenizer
+from quire.params import SamplingParams
 
 
 def test_from_folder(tmp_path: Path) -> None:
@@ -77,3 +78,17 @@ def test_long_texts_leave_the_loop_free() -> None:
 
     ids, ticks = asyncio.run(main())
     assert ids == tokenizer.encode(text) and ticks > 10
+
+
+@pytest.mark.parametrize("cut", [1, 3, 100])
+def test_some_special_tokens_can_be_kept(cut: int) -> None:
+    tokenizer = chat_tokenizer()
+    ids = tokenizer.encode("<s><|user|>hé<|end|>llo 🙂<|user|>", add_special_tokens=False)
+    for keep, expected in (
+        ((), "héllo 🙂"),
+        (("<|user|>", "no token"), "<|user|>héllo 🙂<|user|>"),
+        (("<|user|>", "<|end|>", "<s>"), "<s><|user|>hé<|end|>llo 🙂<|user|>"),
+    ):
+        detokenizer = tokenizer.detokenizers(SamplingParams(), 1, keep)[0]
+        pieces = [detokenizer.push(ids[i : i + cut]).text for i in range(0, len(ids), cut)]
+        assert "".join(pieces) + detokenizer.finish().text == expected

@@ -122,7 +122,6 @@ def test_missing() -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("tools", [{"type": "function"}]), ("tool_choice", "required"), ("tool_choice", {"type": "function"}),
         ("functions", [{}]), ("response_format", {"type": "json_schema"}), ("response_format", {"type": "json_object"}),
         ("best_of", 3), ("echo", True), ("suffix", "x"), ("use_beam_search", True),
         ("prompt_logprobs", 1), ("structured_outputs", {"json": {}}),
@@ -153,7 +152,6 @@ def test_warnings() -> None:
     assert chat(user="me", metadata={})[1] == ["user has no effect here.", "metadata has no effect here."]
     request, warnings = chat(temperature=0.001)
     assert request.temperature == 0.01 and "raised to 0.01" in warnings[0]
-    assert chat(tools=[{}], tool_choice="none")[1] == ["tools has no effect here."]
     warnings = chat(**{f"x{i}": 1 for i in range(50)})[1]
     assert len(warnings) == 21 and "30 more" in warnings[-1]
     assert chat(**{"a\nb\u2028" + "c" * 200: 1})[1][0].isascii()

@@ -39,6 +39,27 @@ class TextDecoder(Protocol):
     def finish(self) -> str: ...
 
 
+class WithoutTokens:
+    """A decoding that passes over some tokens.
+
+    Args:
+        decoder: fresh, of all tokens.
+        left_out: their ids.
+    """
+
+    def __init__(self, decoder: TextDecoder, left_out: frozenset[int]) -> None:
+        self._decoder = decoder
+        self._left_out = left_out
+
+    def push(self, token_ids: Sequence[int]) -> str:
+        """Text of the others."""
+        return self._decoder.push([i for i in token_ids if i not in self._left_out])
+
+    def finish(self) -> str:
+        """The rest."""
+        return self._decoder.finish()
+
+
 class Lane(Protocol):
     """How one tokenizer's tokens become text; shared by all outputs."""
 

@@ -57,8 +57,6 @@ _SAME_WITHOUT: dict[str, Callable[[Any], bool]] = {
     "web_search_options": _never,
 }
 
-_ABOUT_TOOLS = frozenset({"tool_choice", "parallel_tool_calls"})
-
 
 def known_but_absent(name: str, value: Any, others: Mapping[str, Any]) -> Verdict:
     """What it means that we do not have this field.
@@ -74,11 +72,6 @@ def known_but_absent(name: str, value: Any, others: Mapping[str, Any]) -> Verdic
     """
     if name == "best_of":
         return HARMLESS if type(value) is int and value == others.get("n", 1) else NOT_OFFERED
-    if name == "tools":
-        return HARMLESS if value == [] else ABSENT if others.get("tool_choice") == "none" else NOT_OFFERED
-    if name in _ABOUT_TOOLS:
-        forced = name == "tool_choice" and value not in ("none", "auto")
-        return NOT_OFFERED if forced else HARMLESS
     if name in _SAME_WITHOUT:
         return HARMLESS if _SAME_WITHOUT[name](value) else NOT_OFFERED
     return ABSENT

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 from quire.checkpoint import ModelFacts
 from quire.errors import RequestError, UnavailableError
+from quire.frontend.parsers import Parser, ToolPlan, detect, make_parser
 from quire.frontend.streams import RequestStream
 from quire.frontend.templates import ChatTemplate
 from quire.frontend.tokenizer import Tokenizer
@@ -61,6 +62,7 @@ class PreparedRequest:
         prompt: the text, None if the prompt came as ids.
         name: the id that log lines show.
         arrival: monotonic seconds.
+        markers: special tokens that whoever reads the answer wants to see in its text.
     """
 
     prompt_ids: list[int]
@@ -71,6 +73,7 @@ class PreparedRequest:
     cache_salt: str = ""
     name: str = ""
     arrival: float = field(default_factory=time.monotonic)
+    markers: tuple[str, ...] = ()
 
 
 class TextService:
@@ -84,6 +87,10 @@ class TextService:
         seed: where the seeds of requests that bring none come from.
         use_generation_config: take default sampling values from generation_config.json.
         metrics: counts every request; None counts nothing.
+        tool_parser, reasoning_parser: names; None finds them from the template and the model's type.
+
+    Raises:
+        ConfigError: there is no parser of that name.
     """
 
     def __init__(
@@ -96,6 +103,8 @@ class TextService:
         seed: int = 0,
         use_generation_config: bool = True,
         metrics: Metrics | None = None,
+        tool_parser: str | None = None,
+        reasoning_parser: str | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.template = template
@@ -103,6 +112,10 @@ class TextService:
         self.default_sampling = _default_sampling(facts.sampling if use_generation_config else {})
         self.default_max_tokens = _whole(facts.sampling.get("max_new_tokens")) if use_generation_config else None
         self.end_token_ids = tuple(facts.eos_token_ids) or _tokenizers_own_end(tokenizer)
+        model_type = facts.config.values.get("model_type")
+        found = detect(template.source, model_type if isinstance(model_type, str) else None, facts.architectures)
+        self.tool_parser, self.reasoning_parser = tool_parser or found[0], reasoning_parser or found[1]
+        self.answer_parser(ToolPlan("auto"), "")  # a wrong name is told now
         self._metrics = metrics
         self._random = random.Random(seed)
         self._pool = ThreadPoolExecutor(max_workers=4, thread_name_prefix="quire-template")
@@ -111,6 +124,12 @@ class TextService:
         """Give back the threads."""
         self._pool.shutdown(wait=False, cancel_futures=True)
         self.tokenizer.close()
+
+    def answer_parser(self, plan: ToolPlan, prompt: str | None) -> Parser:
+        """What reads one answer to this prompt: reasoning, tool calls, and the rest."""
+        return make_parser(
+            plan, tool_parser=self.tool_parser, reasoning_parser=self.reasoning_parser, prompt=prompt, constrained=False
+        )
 
     # ---- facts ---------------------------------------------------------------------------------------------------
 
@@ -184,6 +203,7 @@ class TextService:
         cache_salt: str = "",
         name: str = "",
         arrival: float | None = None,
+        markers: tuple[str, ...] = (),
     ) -> PreparedRequest:
         """Check a request against the model and fill what it leaves open.
 
@@ -198,6 +218,7 @@ class TextService:
             cache_salt: shares prefix blocks only with the same salt.
             name: an id for the log.
             arrival: monotonic seconds; default now.
+            markers: special tokens that stay in the text of the answer.
 
         Raises:
             RequestError: with the field, what was seen and the limit.
@@ -222,6 +243,7 @@ class TextService:
             cache_salt,
             name,
             arrival,
+            markers,
         )
 
     def _checked_ids(self, ids: Sequence[int], param: str) -> list[int]:
@@ -302,7 +324,7 @@ class TextService:
         streams: list[RequestStream] = []
         try:
             for detokenizer, seed in zip(
-                self.tokenizer.detokenizers(params, params.n), self._seeds(params), strict=True
+                self.tokenizer.detokenizers(params, params.n, prepared.markers), self._seeds(params), strict=True
             ):
                 one = copy(params)
                 one.n, one.seed = 1, seed

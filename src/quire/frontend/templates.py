@@ -74,6 +74,11 @@ class ChatTemplate:
     def __bool__(self) -> bool:
         return bool(self._sources)
 
+    @property
+    def source(self) -> str | None:
+        """The text of the template, the one for tools where there are several; None if there is none."""
+        return self._choose(True) if self._sources else None
+
     def uses(self, variable: str) -> bool:
         """Whether the word appears in the template at all."""
         return any(variable in source for source in self._sources.values())

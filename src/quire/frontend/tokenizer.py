@@ -18,7 +18,7 @@ import tokenizers
 
 from quire.checkpoint import read_json
 from quire.errors import ConfigError, RequestError
-from quire.frontend.decoding import choose_lane
+from quire.frontend.decoding import TextDecoder, WithoutTokens, choose_lane
 from quire.frontend.detokenizer import AnyDetokenizer, Detokenizer, NoDetokenizer
 from quire.frontend.stops import StopAutomaton, StopMatcher
 from quire.params import SamplingParams
@@ -154,14 +154,23 @@ class Tokenizer:
         """A fresh detokenizer for one output of a request."""
         return self.detokenizers(params, 1)[0]
 
-    def detokenizers(self, params: SamplingParams, count: int) -> list[AnyDetokenizer]:
-        """Fresh detokenizers for `count` outputs of a request; the stop strings are compiled once."""
+    def _decoder(self, skip_special_tokens: bool, kept: frozenset[int]) -> TextDecoder:
+        if not skip_special_tokens or not kept:
+            return self._lane.start(skip_special_tokens)
+        return WithoutTokens(self._lane.start(False), self._special - kept)
+
+    def detokenizers(self, params: SamplingParams, count: int, keep: Sequence[str] = ()) -> list[AnyDetokenizer]:
+        """Fresh detokenizers for `count` outputs of a request; the stop strings are compiled once.
+
+        keep: special tokens that stay in the text although the request skips those.
+        """
         if not params.detokenize:
             return [NoDetokenizer() for _ in range(count)]
         automaton = StopAutomaton(params.stop) if params.stop else None
+        kept = frozenset(i for i in map(self._core.token_to_id, keep) if i in self._special)
         return [
             Detokenizer(
-                self._lane.start(params.skip_special_tokens),
+                self._decoder(params.skip_special_tokens, kept),
                 StopMatcher(automaton, params.include_stop_str_in_output) if automaton else None,
                 min_tokens=params.min_tokens,
                 include_stop=params.include_stop_str_in_output,

@@ -16,6 +16,7 @@ import msgspec
 
 from quire.errors import RequestError
 from quire.frontend.fields import ABSENT, NOT_OFFERED, known_but_absent
+from quire.frontend.parsers import ToolPlan, check_calls_in_messages, plan_tools
 from quire.frontend.templates import RESERVED
 from quire.params import MAX_LOGPROBS, MIN_TEMPERATURE, SamplingParams
 
@@ -145,6 +146,10 @@ class ChatRequest(GenerateRequest, kw_only=True):
     continue_final_message: bool = False
     documents: list[dict[str, str]] = []
     chat_template_kwargs: dict[str, Any] = {}
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool = True
+    include_reasoning: bool = True
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
 
     def wanted_logprobs(self) -> int | None:
@@ -166,7 +171,22 @@ class ChatRequest(GenerateRequest, kw_only=True):
         if not self.messages:
             raise RequestError("messages is empty; at least one message is needed.", param="messages")
         _check_template_kwargs(self.chat_template_kwargs)
+        if self.tool_plan().schema is not None:
+            raise RequestError(
+                "tool_choice: 'auto' and 'none' are offered so far; an answer cannot be held to a function yet.",
+                param="tool_choice",
+                code="unsupported_parameter",
+            )
+        check_calls_in_messages(self.messages)
         self.messages = [_plain_message(message, i) for i, message in enumerate(self.messages)]
+
+    def tool_plan(self) -> ToolPlan:
+        """What its tools mean for the answer.
+
+        Raises:
+            RequestError: a tool, or the choice among them, is not as it should be.
+        """
+        return plan_tools(self.tools, self.tool_choice, self.parallel_tool_calls)
 
     def template_kwargs(self) -> dict[str, Any]:
         """Further variables for the template."""

@@ -4,6 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from quire.frontend.parsers import (
+    Content,
+    Event,
+    Parser,
+    Reasoning,
+    ToolCall,
+    ToolCallArguments,
+    ToolCallStart,
+    read_whole,
+)
+from quire.frontend.parsers.compose import PlainParser
 from quire.frontend.service import PreparedRequest
 from quire.frontend.streams import Delta
 from quire.frontend.tokenizer import Tokenizer
@@ -24,8 +35,12 @@ class ChatCompletions(GenerateRoute[ChatRequest]):
     async def prepare(self, call: Call[ChatRequest]) -> list[PreparedRequest]:
         request, service = call.request, call.service
         params = request.sampling_params(service.default_sampling)
+        tools = request.tools if request.tool_choice != "none" else None
+        if tools and service.tool_parser is None:
+            call.warnings.append("tools has no effect: this model's chat template takes none.")
         text = await service.render_chat_async(
             request.messages,
+            tools=tools,
             add_generation_prompt=request.add_generation_prompt,
             continue_final_message=request.continue_final_message,
             documents=request.documents,
@@ -45,15 +60,23 @@ class ChatCompletions(GenerateRoute[ChatRequest]):
                 cache_salt=request.cache_salt,
                 name=call.id,
                 arrival=call.arrival,
+                markers=service.answer_parser(request.tool_plan(), text).markers,
             )
         ]
 
     def choice(self, call: Call[ChatRequest], index: int, delta: Delta) -> dict[str, Any]:
+        found = read_whole(_parser(call), delta.text)
+        message: dict[str, Any] = {"role": "assistant", "content": found.content, "refusal": None}
+        if found.reasoning and call.request.include_reasoning:
+            message |= {"reasoning": found.reasoning, "reasoning_content": found.reasoning}
+        if found.tool_calls:
+            message["content"] = found.content or None
+            message["tool_calls"] = [_whole_call(tool_call) for tool_call in found.tool_calls]
         return {
             "index": index,
-            "message": {"role": "assistant", "content": delta.text, "refusal": None},
+            "message": message,
             "logprobs": chat_logprobs(call, delta.logprobs),
-            "finish_reason": delta.finish_reason,
+            "finish_reason": _finish_reason(delta, calls=bool(found.tool_calls)),
             "stop_reason": delta.stop_reason,
         }
 
@@ -61,14 +84,31 @@ class ChatCompletions(GenerateRoute[ChatRequest]):
         return _ChatWriter(call, index)
 
 
+def _parser(call: Call[ChatRequest]) -> Parser:
+    return call.service.answer_parser(call.request.tool_plan(), call.prepared[0].prompt)
+
+
+def _finish_reason(delta: Delta, *, calls: bool) -> str | None:
+    """An answer that ends by itself with calls in it asks for them to be made."""
+    return "tool_calls" if calls and delta.finish_reason == "stop" else delta.finish_reason
+
+
+def _whole_call(call: ToolCall) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": call.id, "type": "function", "function": function}
+
+
 class _ChatWriter(ChoiceWriter):
-    """First chunk: role; then text; last chunk: finish_reason."""
+    """First chunk: role; then text, reasoning and calls as the parser finds them; last chunk: finish_reason."""
 
     def __init__(self, call: Call[ChatRequest], index: int) -> None:
         self._call = call
         self._index = index
         self._plain = ChunkWriter(self._chunk({"content": ChunkWriter.PLACE}))
+        self._parser = _parser(call)
+        self._is_plain = isinstance(self._parser, PlainParser)
         self._opened = False
+        self._has_calls = False
 
     def chunks(self, delta: Delta, usage: dict[str, Any] | None) -> bytes:
         logprobs = chat_logprobs(self._call, delta.logprobs)
@@ -76,13 +116,37 @@ class _ChatWriter(ChoiceWriter):
         if not self._opened:
             self._opened = True
             data = event(self._chunk({"role": "assistant", "content": ""}))
-        if logprobs is not None or usage is not None:
-            data += event(self._chunk({"content": delta.text}, logprobs=logprobs, usage=usage))
-        elif delta.text:
-            data += self._plain.chunk(delta.text)
+        if self._is_plain and logprobs is None and usage is None:
+            data += self._plain.chunk(delta.text) if delta.text else b""
+        else:
+            for contents in self._contents(delta, told=logprobs is not None or usage is not None):
+                data += event(self._chunk(contents, logprobs=logprobs, usage=usage))
+                logprobs = None  # with the first of them
         if delta.finish_reason is not None:
             data += event(self._chunk({}, delta, usage=usage))
         return data
+
+    def _contents(self, delta: Delta, *, told: bool) -> list[dict[str, Any]]:
+        """The contents of the chunks for a delta; one without text if there is something else to tell."""
+        events = self._parser.feed(delta.text)
+        if delta.finish_reason is not None:
+            events = [*events, *self._parser.finish()]
+        contents = [contents for found in events if (contents := self._content(found))]
+        return contents or ([{"content": ""}] if told else [])
+
+    def _content(self, found: Event) -> dict[str, Any] | None:
+        match found:
+            case Content(text):
+                return {"content": text}
+            case Reasoning(text):
+                return {"reasoning": text, "reasoning_content": text} if self._call.request.include_reasoning else None
+            case ToolCallStart(index, id_, name):
+                self._has_calls = True
+                function = {"name": name, "arguments": ""}
+                return {"tool_calls": [{"index": index, "id": id_, "type": "function", "function": function}]}
+            case ToolCallArguments(index, text):
+                return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}
+        return None
 
     def _chunk(
         self,
@@ -94,7 +158,8 @@ class _ChatWriter(ChoiceWriter):
     ) -> Any:
         choice = {"index": self._index, "delta": content, "logprobs": logprobs, "finish_reason": None}
         if end is not None:
-            choice |= {"finish_reason": end.finish_reason, "stop_reason": end.stop_reason}
+            reason = _finish_reason(end, calls=self._has_calls)
+            choice |= {"finish_reason": reason, "stop_reason": end.stop_reason}
         chunk = self._call.frame("chat.completion.chunk", [choice])
         return with_usage(chunk, usage, self._call.request.include_usage)
 

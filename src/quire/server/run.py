@@ -129,6 +129,8 @@ class _Serving:
                 seed=self._engine_config.model.seed,
                 use_generation_config=self._config.generation_config == "auto",
                 metrics=state.metrics,
+                tool_parser=self._config.tool_call_parser,
+                reasoning_parser=self._config.reasoning_parser,
             )
         )
 
