@@ -140,10 +140,8 @@ HEAVY = [
 @pytest.mark.parametrize("source", HEAVY)
 def test_heavy_values_are_refused(source: str) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    start = time.perf_counter()
-    with pytest.raises(RequestError, match=r"stopped: it"):
+    with pytest.raises(RequestError, match=r"stopped: it"):  # by weight, not by the clock
         render(source)
-    assert time.perf_counter() - start < 1.5
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 4 * (BUDGET + 4 * MAX_WEIGHT) // 1024
 
 

@@ -227,7 +227,7 @@ class TextService:
         arrival = time.monotonic() if arrival is None else arrival
         if isinstance(prompt, str):
             text, prompt = prompt, self.encode(prompt, add_special_tokens=add_special_tokens)
-        prompt_ids = self._checked_ids(prompt, param)
+        prompt_ids = self.checked_ids(prompt, param)
         params = copy(params)
         params.max_tokens = self._max_tokens(len(prompt_ids), params, param, default_max_tokens)
         if params.bad_words:
@@ -246,7 +246,12 @@ class TextService:
             markers,
         )
 
-    def _checked_ids(self, ids: Sequence[int], param: str) -> list[int]:
+    def checked_ids(self, ids: Sequence[int], param: str) -> list[int]:
+        """Token ids of a prompt, as plain integers.
+
+        Raises:
+            RequestError: none, or one outside the vocabulary.
+        """
         checked = list(ids)
         if not checked:
             raise RequestError("The prompt has no tokens; at least 1 is needed.", param=param)

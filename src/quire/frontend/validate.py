@@ -27,7 +27,7 @@ MAX_STOP_BYTES = 256
 MAX_TEMPLATE_KWARGS = 32
 MAX_WARNINGS = 20
 _SALT = re.compile(r"[A-Za-z0-9_.-]{1,128}")
-_R = TypeVar("_R", bound="GenerateRequest")
+_R = TypeVar("_R", bound="Request")
 
 
 class StreamOptions(msgspec.Struct, kw_only=True):
@@ -37,10 +37,26 @@ class StreamOptions(msgspec.Struct, kw_only=True):
     continuous_usage_stats: bool = False
 
 
-class GenerateRequest(msgspec.Struct, kw_only=True):
-    """Fields that chat and text completion share. An explicit null is the same as leaving the field out."""
+class Request(msgspec.Struct, kw_only=True):
+    """What every request has. An explicit null is the same as leaving the field out."""
 
     model: str | None = None
+
+    def check(self) -> None:
+        """What types cannot say.
+
+        Raises:
+            RequestError: a count is over its limit, or two fields contradict each other.
+        """
+
+    def adjust(self) -> list[str]:
+        """Bring values into the range that is served; what was changed, in sentences for the caller."""
+        return []
+
+
+class GenerateRequest(Request, kw_only=True):
+    """Fields that chat and text completion share."""
+
     stream: bool = False
     stream_options: StreamOptions | None = None
     n: int = 1
@@ -98,12 +114,13 @@ class GenerateRequest(msgspec.Struct, kw_only=True):
             logprobs=self.wanted_logprobs(),
         )
 
-    def check(self) -> None:
-        """What types cannot say.
+    def adjust(self) -> list[str]:
+        if self.temperature is None or not 0 < self.temperature < MIN_TEMPERATURE:
+            return []
+        seen, self.temperature = self.temperature, MIN_TEMPERATURE
+        return [f"temperature {seen} is raised to {MIN_TEMPERATURE}; use 0 for greedy."]
 
-        Raises:
-            RequestError: a count is over its limit, or two fields contradict each other.
-        """
+    def check(self) -> None:
         _limit("n", self.n, 1, MAX_CHOICES)
         for stop in [self.stop] if isinstance(self.stop, str) else self.stop:
             if len(stop.encode()) > MAX_STOP_BYTES:
@@ -232,6 +249,33 @@ class CompletionRequest(GenerateRequest, kw_only=True):
         )
 
 
+class TokenizeRequest(Request, kw_only=True):
+    """POST /tokenize: a text, or a conversation."""
+
+    prompt: str | None = None
+    messages: list[dict[str, Any]] | None = None
+    add_special_tokens: bool | None = None
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    chat_template_kwargs: dict[str, Any] = {}
+    tools: list[dict[str, Any]] | None = None
+    return_token_strs: bool = False
+
+    def check(self) -> None:
+        if (self.prompt is None) == (self.messages is None):
+            raise RequestError("Give either prompt or messages.", param="prompt")
+        _check_template_kwargs(self.chat_template_kwargs)
+        plan_tools(self.tools)
+        if self.messages is not None:
+            self.messages = [_plain_message(message, i) for i, message in enumerate(self.messages)]
+
+
+class DetokenizeRequest(Request, kw_only=True):
+    """POST /detokenize."""
+
+    tokens: list[int]
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # decoding
 
@@ -241,7 +285,7 @@ def decode(body: bytes, kind: type[_R]) -> tuple[_R, list[str]]:
 
     Args:
         body: JSON.
-        kind: ChatRequest or CompletionRequest.
+        kind: the type of the route's requests.
 
     Raises:
         RequestError: anything that cannot be served as written.
@@ -253,10 +297,7 @@ def decode(body: bytes, kind: type[_R]) -> tuple[_R, list[str]]:
     except msgspec.ValidationError as error:
         raise _explain(str(error)) from None
     request.check()
-    if request.temperature is not None and 0 < request.temperature < MIN_TEMPERATURE:
-        warnings.append(f"temperature {request.temperature} is raised to {MIN_TEMPERATURE}; use 0 for greedy.")
-        request.temperature = MIN_TEMPERATURE
-    return request, warnings
+    return request, warnings + request.adjust()
 
 
 def _json_object(body: bytes) -> dict[str, Any]:
@@ -286,7 +327,7 @@ def _check_depth(values: Any) -> None:
         ]
 
 
-def _sort_out(values: dict[str, Any], kind: type[GenerateRequest]) -> list[str]:
+def _sort_out(values: dict[str, Any], kind: type[Request]) -> list[str]:
     """Take out fields that the request type does not have; those that would matter are an error."""
     known, whole = kind.__struct_fields__, dict(values)
     warnings = []

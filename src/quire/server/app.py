@@ -14,15 +14,21 @@ from quire.server.completions import Completions
 from quire.server.errors import describe
 from quire.server.limits import check_headers
 from quire.server.models import Models
-from quire.server.ops import Health, MetricsPage, Version
+from quire.server.ops import Health, Load, MetricsPage, Version
 from quire.server.state import ServerState, request_id
+from quire.server.tokenize import Detokenize, Tokenize
 
 ROUTES: tuple[tuple[str, str, Callable[[ServerState], App]], ...] = (
     ("POST", "/v1/chat/completions", ChatCompletions),
     ("POST", "/v1/completions", Completions),
     ("GET", "/v1/models", Models),
     ("GET", "/v1/models/{name:path}", Models),
+    ("POST", "/tokenize", Tokenize),
+    ("POST", "/detokenize", Detokenize),
     ("GET", "/health", Health),
+    ("GET", "/ping", Health),
+    ("POST", "/ping", Health),
+    ("GET", "/load", Load),
     ("GET", "/version", Version),
     ("GET", "/metrics", MetricsPage),
 )

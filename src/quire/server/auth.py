@@ -1,4 +1,4 @@
-"""The one gate: when keys are set, every route needs one of them, except /health."""
+"""The one gate: when keys are set, every route needs one of them, except /health and /ping."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from quire.server.asgi import Scope, header
 from quire.server.errors import HttpError
 
-OPEN_PATHS = frozenset({"/health"})
+OPEN_PATHS = frozenset({"/health", "/ping"})
 
 
 class Gate:

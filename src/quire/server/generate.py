@@ -98,7 +98,7 @@ class GenerateRoute(ABC, Generic[R]):
         try:
             async with until_gone(receive):
                 call.prepared = await self.prepare(call)
-                headers = {"x-request-id": scope["quire.request_id"], **_warnings_header(call.warnings)}
+                headers = {"x-request-id": scope["quire.request_id"], **warnings_header(call.warnings)}
                 with _started(call) as streams:
                     if request.stream:
                         await self._stream(call, streams, EventStream(send, headers))
@@ -207,7 +207,8 @@ async def _merged(streams: Sequence[RequestStream]) -> AsyncIterator[tuple[int, 
             task.cancel()
 
 
-def _warnings_header(warnings: list[str]) -> dict[str, str]:
+def warnings_header(warnings: list[str]) -> dict[str, str]:
+    """The header that names fields without effect; none if there are none."""
     return {"x-quire-warnings": " ".join(warnings)[:MAX_HEADER_WARNINGS]} if warnings else {}
 
 

@@ -1,4 +1,4 @@
-"""GET /health, /version, /metrics: for those who run the server."""
+"""GET /health (and /ping), /load, /version, /metrics: for those who run the server."""
 
 from __future__ import annotations
 
@@ -18,6 +18,17 @@ class Health:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._state.require_service()
         await answer(send, b'{"status":"ok"}')
+
+
+class Load:
+    """How many requests are being served or wait to be."""
+
+    def __init__(self, state: ServerState) -> None:
+        self._state = state
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        stats = self._state.client.stats
+        await answer(send, encode({"server_load": stats.num_running + stats.num_waiting}))
 
 
 class Version:
