@@ -23,7 +23,7 @@ from quire.messages import NewRow
 from quire.params import SamplingParams
 from quire.worker.sampling.fused import FusedSampler
 from quire.worker.sampling.protocol import SamplingBatch, Stage
-from quire.worker.sampling.sampler import Sampler
+from quire.worker.sampling.sampler import Sampler, word_stages
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
@@ -331,3 +331,33 @@ def test_in_a_graph(variant: str) -> None:
         fused.flush()
         graph.replay()
         assert torch.equal(tokens[1:3], plain(logits[1:3], batch([2, 5], [step + 3] * 2)).token_ids)
+
+
+def test_stages_about_single_tokens() -> None:
+    """What a row says of single tokens is applied before the kernel, and such rows are no part of a graph."""
+    stages = word_stages(VOCAB, DEVICE)
+    mine, twin = FusedSampler(8, VOCAB, DEVICE, stages), Sampler(8, VOCAB, torch.device("cpu"))
+    wishes = [
+        {"temperature": 0},
+        {"temperature": 0, "allowed_token_ids": [7, 9, 250]},
+        {"temperature": 0, "logit_bias": {3: 50.0, 4: 60.0}, "presence_penalty": 1.0},
+        {"temperature": 0, "bad_words_token_ids": [[5], [1, 2, 6]]},
+        {"top_p": 0.9, "allowed_token_ids": [1, 2, 3], "logit_bias": {2: 1.0}},
+    ]
+    for row, wish in enumerate(wishes):
+        for sampler in (mine, twin):
+            sampler.start_row(new_row(row, [4, 4], [1, 2], **wish))
+    assert mine.variant([0]) == "greedy"
+    assert {mine.variant([row]) for row in range(1, 5)} == {"eager"}
+    tokens = torch.zeros(9, 8, dtype=torch.int32)
+    tokens[:, :4] = torch.tensor([4, 4, 1, 2])
+    for seed in range(5):
+        logits = torch.randn(5, VOCAB, generator=torch.Generator().manual_seed(seed)) * 3
+        logits[3, 5:7] += 20
+        rows, positions = [0, 1, 2, 3, 4], [4] * 5
+        plain = twin(logits, batch_of(rows, positions, tokens=tokens)).token_ids
+        made = batch_of(rows, positions, tokens=tokens)
+        here = SamplingBatch(
+            made.rows.to(DEVICE), made.positions.to(DEVICE), made.row_list, made.masks, made.tokens.to(DEVICE)
+        )
+        assert mine(logits.to(DEVICE), here).token_ids.tolist() == plain.tolist()
