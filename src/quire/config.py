@@ -96,7 +96,7 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
     ] = 0
     mixed_step_tokens: Annotated[
         Annotated[int, Meta(ge=0)] | None,
-        Meta(description="Unit of tokens in a step where some generate, others read prompts; 0: all that fit."),
+        Meta(description="Fewest tokens in a step where some generate, others read prompts; 0: all that fit."),
     ] = None
     scheduling_policy: Annotated[
         Literal["fcfs", "priority"], Meta(description="Who goes first: first come, or the smallest priority number.")

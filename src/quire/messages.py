@@ -136,7 +136,9 @@ class Ready(msgspec.Struct, tag="ready", array_like=True, frozen=True):
     max_model_len: int
     max_num_seqs: int
     max_num_batched_tokens: int
-    mixed_step_tokens: int
+    mixed_sizes: list[int]
+    mixed_patience: int
+    mixed_alone: int
     vocab_size: int
     seconds: dict[str, float]
 

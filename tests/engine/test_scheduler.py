@@ -70,14 +70,24 @@ def test_long_prompt_cap_leaves_room_for_others() -> None:
 
 
 def test_prompts_are_spread_over_steps_in_which_others_generate() -> None:
-    bench = Bench(budget=64, limits=(MixedStep(6, per_decode=4),))
+    bench = Bench(budget=64, limits=(MixedStep((6, 12, 24), patience=60, alone=50),))
     first, second = bench.add(10), bench.add(30)
     assert bench.plan() == {first: 10, second: 30}, "nobody generates: the whole budget"
-    third, fourth = bench.add(5), bench.add(30)
-    assert bench.plan() == {first: 1, second: 1, third: 5, fourth: 5}, "4 for each of two, in units of 6: 12"
-    assert bench.plan() == {first: 1, second: 1, third: 1, fourth: 9}
-    bench.scheduler.abort([first, second, third])
-    assert bench.plan() == {fourth: 16}, "nobody generates any more"
+    third, fourth = bench.add(5), bench.add(40)
+    assert bench.plan() == {first: 1, second: 1, third: 5, fourth: 17}, "45 of 60 wait: 6 / (1 - 45 / 60) = 24"
+    assert bench.plan() == {first: 1, second: 1, third: 1, fourth: 9}, "23 wait: 6 / (1 - 23 / 60) - 3, so 12"
+    fifth = bench.add(60)
+    assert bench.plan() == {first: 1, second: 1, third: 1, fourth: 14, fifth: 7}, "the whole patience: the largest"
+    bench.scheduler.abort([first, second, third, fourth])
+    assert bench.plan() == {fifth: 50}, "nobody generates any more"
+
+
+def test_prompts_go_on_beside_any_number_that_generates() -> None:
+    bench = Bench(rows=16, budget=64, limits=(MixedStep((2, 4), patience=1000, alone=64),))
+    running = [bench.add(2) for _ in range(8)]
+    bench.plan()
+    late = bench.add(9)
+    assert bench.plan() == dict.fromkeys(running, 1) | {late: 2}
 
 
 def test_nobody_overtakes_the_first_in_line() -> None:

@@ -72,7 +72,11 @@ class Schedule:
             budget = max(budget, self.max_model_len)
         limits = (LongPromptCap(rng.randint(1, 10)),) if chunked and rng.random() < 0.2 else ()
         if chunked and rng.random() < 0.3:
-            limits += (MixedStep(rng.randint(1, 20), rng.randint(0, 8)),)
+            limits += (
+                MixedStep(
+                    tuple(sorted(rng.sample(range(1, 40), rng.randint(1, 4)))), rng.randint(1, 200), rng.randint(1, 64)
+                ),
+            )
         manager = KVManager(
             BlockPool(num_blocks),
             self.block_size,

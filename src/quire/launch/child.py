@@ -95,7 +95,9 @@ def _build_worker(config: EngineConfig, wire: Wire) -> tuple[Worker, Ready]:
         max_model_len=found.max_model_len,
         max_num_seqs=found.sizes.max_num_seqs,
         max_num_batched_tokens=found.sizes.max_num_batched_tokens,
-        mixed_step_tokens=found.sizes.mixed_step_tokens,
+        mixed_sizes=list(found.sizes.mixed_sizes),
+        mixed_patience=found.sizes.mixed_patience,
+        mixed_alone=found.sizes.mixed_alone,
         vocab_size=facts.vocab_size,
         seconds=seconds,
     )
@@ -103,11 +105,11 @@ def _build_worker(config: EngineConfig, wire: Wire) -> tuple[Worker, Ready]:
 
 def _build_scheduler(config: EngineConfig, ready: Ready) -> Scheduler:
     threshold = config.scheduler.long_prefill_token_threshold
-    share = ready.mixed_step_tokens
-    limits: tuple[Limit, ...] = (
-        *((LongPromptCap(threshold),) if threshold else ()),
-        *((MixedStep(share),) if share else ()),
-    )
+    limits: list[Limit] = []
+    if threshold:
+        limits.append(LongPromptCap(threshold))
+    if ready.mixed_sizes:
+        limits.append(MixedStep(tuple(ready.mixed_sizes), ready.mixed_patience, ready.mixed_alone))
     pool = BlockPool(ready.num_blocks)
     return Scheduler(
         KVManager(pool, ready.block_size, prefix_caching=config.cache.enable_prefix_caching),
@@ -115,7 +117,7 @@ def _build_scheduler(config: EngineConfig, ready: Ready) -> Scheduler:
         max_num_batched_tokens=ready.max_num_batched_tokens,
         max_model_len=ready.max_model_len,
         policy=POLICIES[config.scheduler.scheduling_policy],
-        limits=limits,
+        limits=tuple(limits),
         chunked_prefill=config.scheduler.enable_chunked_prefill,
     )
 

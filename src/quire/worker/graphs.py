@@ -31,6 +31,7 @@ from quire.worker.kernels.step import advance, append, begin, gather
 from quire.worker.ring import Ring, RingResult
 from quire.worker.rows import Rows
 from quire.worker.sampling.fused import ADJUSTED, EAGER, FUSED, GREEDY, FusedSampler
+from quire.worker.sizes import good_sizes
 
 RARE = 2
 """So often a mixed step of a new size runs without a graph."""
@@ -272,7 +273,7 @@ class MixedGraphs(StepGraphs[tuple[int, int]]):
     """
 
     def __init__(self, parts: Parts, most_tokens: int, most: int, pool: Any) -> None:
-        self._token_sizes = token_sizes(most_tokens)
+        self._token_sizes = good_sizes(most_tokens)
         self._row_sizes = (*(size for size in (16, 64, 256) if size < most), most)
         largest = (self._token_sizes[-1], most)
         self._tile = parts.backend.tile_tokens()
@@ -375,10 +376,4 @@ class MixedGraphs(StepGraphs[tuple[int, int]]):
 def decode_sizes(most: int) -> tuple[int, ...]:
     """Numbers of rows worth a graph of their own, up to and including `most`."""
     sizes = [1, 2, 4, *range(8, 256, 8), *range(256, 512, 32), *range(512, most, 64)]
-    return (*(size for size in sizes if size < most), most)
-
-
-def token_sizes(most: int) -> tuple[int, ...]:
-    """Numbers of tokens worth a graph of their own, up to and including `most`: in steps of 32, later more."""
-    sizes = [*range(32, 1024, 32), *range(1024, 2048, 64), *range(2048, most, 256)]
     return (*(size for size in sizes if size < most), most)

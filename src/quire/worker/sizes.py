@@ -11,6 +11,22 @@ from quire.config import SchedulerConfig
 from quire.errors import ConfigError
 
 LARGE_GPU_BYTES = 70 << 30
+RATE = 7e14
+"""Operations per second of large products, and in the same way:"""
+READ = 4.3e12
+"""bytes read per second,"""
+LAYER_S = 2e-5
+"""the time in which a layer's kernels start and end,"""
+LAUNCH_S = 2.8e-4
+"""and that of launching them. An H200's; what is derived from them needs no more than the magnitude."""
+FREE = 0.85
+"""Share of the time of the smallest step that prompts may fill."""
+LONGEST_STEP_S = 0.08
+"""Of steps in which somebody waits for the next token."""
+ALONE_S = 0.05
+"""Of steps in which nobody does, about."""
+PATIENCE_S = 0.2
+"""Prompts wait about so long at most, as far as the GPU can keep up."""
 _DTYPES = {
     "half": torch.float16,
     "float16": torch.float16,
@@ -24,13 +40,17 @@ _DTYPES = {
 class StepSizes:
     """How many requests and tokens one step may hold.
 
-    mixed_step_tokens: unit of those in which some generate and others read prompts; 0 is no bound.
+    mixed_sizes: tokens of those in which some generate and others read prompts, ascending; none is no bound.
+    mixed_patience: prompt tokens that should not wait longer than it takes to run them.
+    mixed_alone: tokens of a step in which nobody generates.
     mixed_graph_tokens: up to so many a step that is not all decodes is captured as well.
     """
 
     max_num_seqs: int
     max_num_batched_tokens: int
-    mixed_step_tokens: int = 0
+    mixed_sizes: tuple[int, ...] = ()
+    mixed_patience: int = 0
+    mixed_alone: int = 0
     mixed_graph_tokens: int = 0
 
 
@@ -103,15 +123,37 @@ def pick_mixed_sizes(
 ) -> StepSizes:
     """How large steps are that mix prompts with generation, and up to where they are captured; nothing on a CPU.
 
-    Launching a layer takes the host about 0.28 ms, a token takes the GPU 2 * num_params operations at 0.7 PFLOP/s:
-    steps with fewer tokens than that balances are worth a graph.
+    A step takes at least the time of reading the weights and of its launches; the tokens that fit this time are free.
+    It takes at most LONGEST_STEP_S. Launching a layer eagerly takes the host LAUNCH_S: smaller steps get a graph.
     """
     if device.type != "cuda":
         return sizes
-    balance = num_layers * 2.8e-4 / (2 * num_params / 7e14)
-    balance = 1 << math.ceil(math.log2(balance))
-    captured = min(max(1024, min(4096, balance)), sizes.max_num_batched_tokens)
-    unit = 256 if scheduler.mixed_step_tokens is None else scheduler.mixed_step_tokens
-    if not scheduler.enable_chunked_prefill:
-        unit = 0
-    return replace(sizes, mixed_step_tokens=unit, mixed_graph_tokens=captured)
+    token_s = 2 * num_params / RATE
+    least_s = 2 * num_params / READ + num_layers * LAYER_S
+    captured = 1 << math.ceil(math.log2(num_layers * LAUNCH_S / token_s))
+    captured = min(max(1024, min(4096, captured)), sizes.max_num_batched_tokens)
+    if scheduler.mixed_step_tokens == 0 or not scheduler.enable_chunked_prefill:
+        return replace(sizes, mixed_graph_tokens=captured)
+    good = good_sizes(sizes.max_num_batched_tokens)
+    least = scheduler.mixed_step_tokens or _last(good, FREE * least_s / token_s)
+    return replace(
+        sizes,
+        mixed_sizes=(least, *(size for size in good if least < size <= LONGEST_STEP_S / token_s)),
+        mixed_patience=max(1, int(PATIENCE_S / token_s)),
+        mixed_alone=max(least, _last(good, ALONE_S / token_s)),
+        mixed_graph_tokens=captured,
+    )
+
+
+def good_sizes(most: int) -> tuple[int, ...]:
+    """Tokens of a step that matrix products like, up to and including `most`: between them it often costs as much as
+    the next, or more, since products are cut into tiles. Measured on an H200, benchmarks/NOTES.md.
+    """
+    sizes = [*range(32, 192, 32), *range(192, 384, 64), 384, *range(512, 768, 128), 768]
+    sizes += [*range(1024, 2048, 256), *range(2048, 4096, 512), *range(4096, max(most, 4097), 1024)]
+    return (*(size for size in sizes if size < most), most)
+
+
+def _last(sizes: tuple[int, ...], most: float) -> int:
+    """The last of ascending sizes that is not above `most`, else the number itself."""
+    return max((size for size in sizes if size <= most), default=max(1, int(most)))

@@ -6,6 +6,8 @@ limit, takes the smallest answer, and knows nothing else about them.
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left
 from typing import Protocol
 
 from quire.engine.scheduler.request import Request
@@ -14,8 +16,8 @@ from quire.engine.scheduler.request import Request
 class Limit(Protocol):
     """One bound on who may run."""
 
-    def begin(self) -> None:
-        """A new step is being planned."""
+    def begin(self, backlog: int) -> None:
+        """A new step is being planned; `backlog` prompt tokens could run if nothing but their number bounded it."""
 
     def allow(self, request: Request, count: int) -> int:
         """How many of `count` tokens the request may run in this step; 0 keeps it out."""
@@ -33,7 +35,7 @@ class LongPromptCap:
     def __init__(self, threshold: int) -> None:
         self._threshold = threshold
 
-    def begin(self) -> None:
+    def begin(self, backlog: int) -> None:
         """Nothing to reset."""
 
     def allow(self, request: Request, count: int) -> int:
@@ -50,30 +52,39 @@ class LongPromptCap:
 class MixedStep:
     """Bounds steps in which some requests generate and others read their prompts, so that prompts are spread.
 
-    A step that is bound by arithmetic carries generated tokens almost for free: they share its reading of the weights.
-    So eight steps with a prompt each are done sooner than one with eight prompts and seven without, and nobody's next
-    token waits for long. Where nobody generates the whole budget is used.
+    A step that only generates is bound by reading the weights: up to a number of tokens prompts ride along almost for
+    free. More of them cost what they always cost, and everyone's next token waits for that. So a step takes what is
+    free, and more the longer the backlog: as many that the backlog, at this pace, is gone in `patience`.
+
+        time of a step ~ max(free, 2 * decodes + chunk)            a decode also reads its KV: it counts twice
+        chunk = backlog * time / patience   =>   time = max(free, 2 * decodes) / (1 - backlog / patience)
+
+    Where nobody generates a step takes `alone`: requests that come together then do not all generate, and end, together.
 
     Args:
-        least: tokens of such a step, at least; larger ones are multiples of it, a size that matrix products like.
-        per_decode: tokens for each request that generates in the step.
+        sizes: tokens of such steps, ascending, in numbers that matrix products like; the first are free.
+        patience: tokens that prompts could run in the time in which they should have run.
+        alone: tokens of a step in which nobody generates.
     """
 
-    def __init__(self, least: int, per_decode: int = 8) -> None:
-        self._least = least
-        self._per_decode = per_decode
+    def __init__(self, sizes: tuple[int, ...], patience: int, alone: int) -> None:
+        self._sizes = sizes
+        self._patience = patience
+        self._alone = alone
+        self._backlog = 0
         self._num_decodes = 0
         self._num_tokens = 0
 
-    def begin(self) -> None:
+    def begin(self, backlog: int) -> None:
         """Nobody has a share yet."""
+        self._backlog = backlog
         self._num_decodes = self._num_tokens = 0
 
     def allow(self, request: Request, count: int) -> int:
         """What is left of the step, for more than one token."""
-        if count <= 1 or not self._num_decodes:
+        if count <= 1:
             return count
-        size = -(-max(1, self._per_decode * self._num_decodes) // self._least) * self._least
+        size = self._size() if self._num_decodes else self._alone
         return max(0, min(count, size - self._num_tokens))
 
     def take(self, request: Request, count: int) -> None:
@@ -83,3 +94,9 @@ class MixedStep:
 
     def drop(self, request: Request) -> None:
         """Nothing is held."""
+
+    def _size(self) -> int:
+        slack = 1 - self._backlog / self._patience
+        wanted = max(self._sizes[0], 2 * self._num_decodes) / slack - self._num_decodes if slack > 0 else math.inf
+        size = self._sizes[min(bisect_left(self._sizes, wanted), len(self._sizes) - 1)]
+        return max(size, self._num_decodes + self._sizes[0])  # never nothing

@@ -139,8 +139,9 @@ class Scheduler:
         """The next step, or None if no request can run. Costs O(rows in the step)."""
         plan = StepPlan(self._num_steps, [], [], [], [], [], [])
         shares: list[Share] = []
+        backlog = self._backlog() if self._limits else 0
         for limit in self._limits:
-            limit.begin()
+            limit.begin(backlog)
         budget, preempted = self._plan_running(plan, shares, self._budget)
         if not preempted:
             self._plan_waiting(plan, shares, budget)
@@ -202,6 +203,17 @@ class Scheduler:
             raise RuntimeError("a request's state differs from the list it is in")
 
     # ---- planning ------------------------------------------------------------------------------------------------
+
+    def _backlog(self) -> int:
+        """Prompt tokens that wait for a step: of those who read, who stand last, and of those who could get a row."""
+        tokens = 0
+        for request in reversed(self._running):
+            if request.want <= 1:
+                break
+            tokens += request.want
+        if self._free_rows and len(self._waiting):
+            tokens += self._waiting.num_tokens * min(len(self._free_rows), len(self._waiting)) // len(self._waiting)
+        return tokens
 
     def _plan_running(self, plan: StepPlan, shares: list[Share], budget: int) -> tuple[int, bool]:
         """Serve running requests, best first. When blocks run out the last in line pays; it has no share yet.
