@@ -16,7 +16,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -84,6 +86,10 @@ class StepGraphs(ABC, Generic[Size]):
         """Sizes to capture in spare time, in this order."""
 
     @abstractmethod
+    def _rehearsed(self) -> tuple[Size, ...]:
+        """Sizes between which different kernels are launched, a large one first."""
+
+    @abstractmethod
     def _fitting(self, plan: StepPlan) -> list[Size]:
         """Sizes that may run this step: the one to capture for it, then others that would do."""
 
@@ -112,6 +118,12 @@ class StepGraphs(ABC, Generic[Size]):
         captured.graph.replay()
         result = self._ring.launched(num)
         return result if captured.logits is None else captured.logits[:num]
+
+    def rehearsals(self) -> list[Callable[[], object]]:
+        """Steps that between them launch every kernel that most graphs hold; for tables that do not count."""
+        large, *small = self._rehearsed()
+        steps = [(large, kind) for kind in KINDS] + [(size, kind) for size in small for kind in (GREEDY, FUSED)]
+        return [partial(self._run, size, kind) for size, kind in steps]
 
     def capture_next(self) -> bool:
         """Make a graph that is missing; whether there was one."""
@@ -210,6 +222,10 @@ class DecodeGraphs(StepGraphs[int]):
     def _sizes(self) -> tuple[int, ...]:
         return self._all_sizes[::-1]
 
+    def _rehearsed(self) -> tuple[int, ...]:
+        """One row has its products, few rows are cut for attention and sampling, from 132 lines norms are others."""
+        return (self._most, *(size for size in (1, 8, 48, 96) if size < self._most))
+
     def _fitting(self, plan: StepPlan) -> list[int]:
         num = len(plan.rows)
         sizes = [size for size in self._all_sizes if size >= num]
@@ -293,6 +309,11 @@ class MixedGraphs(StepGraphs[tuple[int, int]]):
 
     def _sizes(self) -> tuple[tuple[int, int], ...]:
         return tuple((tokens, self._row_sizes[0]) for tokens in self._token_sizes[::-1])
+
+    def _rehearsed(self) -> tuple[tuple[int, int], ...]:
+        """Small steps have fewer tiles than the GPU multiprocessors."""
+        tokens, rows = self._token_sizes, self._row_sizes
+        return ((tokens[-1], rows[-1]), (tokens[0], rows[0]), (tokens[len(tokens) // 2], rows[len(rows) // 2]))
 
     def _fitting(self, plan: StepPlan) -> list[tuple[int, int]]:
         tokens, num = sum(plan.counts), len(plan.rows)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -52,6 +54,9 @@ class Graphs(Protocol):
     def needed_bytes(self) -> int:
         """Device memory that all graphs may take."""
 
+    def rehearsals(self) -> list[Callable[[], object]]:
+        """Steps that launch what the graphs will hold."""
+
     def forget_smallest(self) -> None:
         """Another kernel is better for steps of one row: capture them anew."""
 
@@ -92,9 +97,7 @@ class Runner:
     @torch.inference_mode()
     def forward(self, plan: StepPlan) -> None:
         """Apply the row changes and run the model. A captured step may sample as well; others keep their logits."""
-        self._rows.start(plan.new_rows)
-        for new in plan.new_rows:
-            self._sampler.start_row(new)
+        self._start(plan)
         graphs = next((graphs for graphs in self.graphs if graphs.takes(plan)), None)
         launched = self._eager(plan) if graphs is None else graphs.launch(plan)
         if launched is None or isinstance(launched, torch.Tensor):
@@ -130,9 +133,27 @@ class Runner:
                 graphs.forget_smallest()
         return changed is not None
 
+    @torch.inference_mode()
+    def compile_ahead(self, *plans: StepPlan) -> None:
+        """Compile the kernels of these steps and of all graphs. What the rows and the cache hold is lost."""
+        from quire.worker.kernels.ahead import compile_ahead
+
+        eager = [partial(self._run_eagerly, plan) for plan in plans]
+        compile_ahead([*eager, *(step for graphs in self.graphs for step in graphs.rehearsals())])
+
     def later_bytes(self) -> int:
         """Device memory that sampling takes only when first asked for more than usual."""
         return self._sampler.later_bytes()
+
+    def _run_eagerly(self, plan: StepPlan) -> None:
+        self._start(plan)
+        self._logits = self._eager(plan)
+        self.sample(plan, {})
+
+    def _start(self, plan: StepPlan) -> None:
+        self._rows.start(plan.new_rows)
+        for new in plan.new_rows:
+            self._sampler.start_row(new)
 
     def _eager(self, plan: StepPlan) -> torch.Tensor | None:
         """Logits [samples, vocab] of any step, None if nothing samples."""

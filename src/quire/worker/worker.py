@@ -89,6 +89,10 @@ class Worker:
             use_graphs=not config.model.enforce_eager and has_triton_kernels(self.device),
         )
         longest = model_facts.max_model_len if max_model_len == -1 else max_model_len
+        compiling = time.monotonic()
+        if has_triton_kernels(self.device):
+            house.compile_ahead(longest)
+        compiled = time.monotonic()
         left = cpu_available_bytes() if budget is None else house.left_after_peak(budget, longest)
         layout, fitting = plan_kv(
             config.cache,
@@ -111,7 +115,7 @@ class Worker:
             layout=layout,
             sizes=sizes,
             max_model_len=max_model_len,
-            seconds={"load": loaded - started, "memory": time.monotonic() - loaded},
+            seconds={"load": loaded - started, "kernels": compiled - compiling, "memory": time.monotonic() - compiled},
         )
 
     def forward(self, plan: StepPlan) -> None:
@@ -169,20 +173,37 @@ class _House:
         for_graphs = sum(graphs.needed_bytes() for graphs in runner.graphs)
         return budget.left_bytes() - for_graphs - runner.later_bytes()
 
+    def compile_ahead(self, max_model_len: int) -> None:
+        """Compile what requests will need, in parallel, with tables of its own."""
+        runner = self.runner(KVLayout(2, self.block_size, 0), max_model_len)
+        most = min(self.sizes.max_num_seqs, self.sizes.max_num_batched_tokens)
+        sizes = {(most, min(2048, self.sizes.max_num_batched_tokens)), (1, min(8, max_model_len - 1)), (1, 1)}
+        kinds = (
+            SamplingParams(temperature=0, logprobs=1),
+            SamplingParams(temperature=0.7, seed=0),
+            SamplingParams(temperature=0.7, seed=0, presence_penalty=0.1),
+        )
+        runner.compile_ahead(*(_null_step(*size, max_model_len, params) for size in sizes for params in kinds))
+
     def run_once(self, runner: Runner, *, num_rows: int, num_tokens: int, max_model_len: int) -> None:
         """One step of rows that read and write block 0 only; shapes are those of rows at full length."""
-        counts = [1] * num_rows
-        for row in range(num_rows):
-            counts[row] += min(max_model_len - 2, num_tokens - sum(counts))
         params = SamplingParams(temperature=0.7, top_p=0.9, min_p=0.01, presence_penalty=0.1, seed=0, logprobs=1)
-        if has_triton_kernels(self.build.device):  # needs no more memory for those, and compiles faster without
+        if has_triton_kernels(self.build.device):  # the fused sampler needs no memory for what it does
             params = SamplingParams(temperature=0, logprobs=1)
-        new_rows = [NewRow(row, pack_ids([0] * n), n, 0, params, [0]) for row, n in enumerate(counts)]
-        starts = [max_model_len - 1 - n for n in counts]
-        rows = list(range(num_rows))
-        plan = StepPlan(0, new_rows, [], rows, starts, counts, rows)
+        plan = _null_step(num_rows, num_tokens, max_model_len, params)
         runner.forward(plan)
         runner.sample(plan, {}).wait()
+
+
+def _null_step(num_rows: int, num_tokens: int, max_model_len: int, params: SamplingParams) -> StepPlan:
+    """New rows without blocks, at their full length, that run `num_tokens` together."""
+    counts = [1] * num_rows
+    for row in range(num_rows):
+        counts[row] += min(max_model_len - 2, num_tokens - sum(counts))
+    new_rows = [NewRow(row, pack_ids([0] * n), n, 0, params, [0]) for row, n in enumerate(counts)]
+    starts = [max_model_len - 1 - n for n in counts]
+    rows = list(range(num_rows))
+    return StepPlan(0, new_rows, [], rows, starts, counts, rows)
 
 
 def _device_name(device: torch.device) -> str:

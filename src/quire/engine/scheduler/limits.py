@@ -59,7 +59,8 @@ class MixedStep:
         time of a step ~ max(free, 2 * decodes + chunk)            a decode also reads its KV: it counts twice
         chunk = backlog * time / patience   =>   time = max(free, 2 * decodes) / (1 - backlog / patience)
 
-    Where nobody generates a step takes `alone`: requests that come together then do not all generate, and end, together.
+    Where nobody generates a step takes `alone`: requests that come together then do not all generate, and end,
+    together.
 
     Args:
         sizes: tokens of such steps, ascending, in numbers that matrix products like; the first are free.

@@ -14,7 +14,7 @@ that enclose the target. When few values are left in it they are copied out and 
     amount above:   at_low >= target > above          x: ──low──┼──┼──┼──threshold──┼──high──
 
 A row is cut into 16 segments, whatever the batch: each segment is summed by one program in one order, the segments in
-another, so a row's token depends on nothing but the row. With few rows, SPLITS programs share a row's segments and
+another, so a row's token depends on nothing but the row. With few rows, `splits` programs share a row's segments and
 wait for each other between passes, so all of them must be on the GPU at once: `splits_for` sees to that.
 
 The twin is `quire.worker.sampling.sampler.Sampler`.
@@ -136,22 +136,22 @@ def _first_above(running, weights, goal, index, last):
     return tl.where(first == _NO_INDEX, tl.max(tl.where(weights > 0, index, last), axis=0), first)
 
 
-@triton.jit(do_not_specialize=["null_row"])
+@triton.jit(do_not_specialize=["null_row", "splits"])
 def _sample_kernel(
     logits, rows, places, positions, table, tokens, counters, sums, masses, candidates, seen, mask_bits, mask_lines,
-    stride, mask_stride, null_row,
-    vocab: tl.constexpr, BLOCK: tl.constexpr, SEGMENT_BLOCKS: tl.constexpr, SPLITS: tl.constexpr,
+    stride, mask_stride, null_row, splits,
+    vocab: tl.constexpr, BLOCK: tl.constexpr, SEGMENT_BLOCKS: tl.constexpr, MANY: tl.constexpr,
     CAPACITY: tl.constexpr, ADJUST: tl.constexpr, HAS_MASK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     if PDL:
         gdc_wait()
     NUM_BLOCKS: tl.constexpr = (vocab + BLOCK - 1) // BLOCK
     NUM_SEGMENTS: tl.constexpr = (NUM_BLOCKS + SEGMENT_BLOCKS - 1) // SEGMENT_BLOCKS
-    PER_PART: tl.constexpr = _SEGMENTS // SPLITS
-    sample = tl.program_id(0) // SPLITS
-    part = tl.program_id(0) % SPLITS
-    first_segment = part * PER_PART
-    last_segment = tl.minimum(first_segment + PER_PART, NUM_SEGMENTS)
+    per_part = _SEGMENTS // splits
+    sample = tl.program_id(0) // splits
+    part = tl.program_id(0) % splits
+    first_segment = part * per_part
+    last_segment = tl.minimum(first_segment + per_part, NUM_SEGMENTS)
     first_block = first_segment * SEGMENT_BLOCKS
     last_block = tl.minimum(last_segment * SEGMENT_BLOCKS, NUM_BLOCKS)
     counter = counters + sample * 4
@@ -196,16 +196,17 @@ def _sample_kernel(
         best_index = tl.where(better, offsets, best_index)
     largest = tl.max(best, axis=0)
     token = tl.min(tl.where(best == largest, best_index, _NO_INDEX), axis=0)
-    if SPLITS > 1:
-        parts = tl.arange(0, SPLITS) * PER_PART * 16
+    if MANY:
         tl.store(sums + first_segment * 16 + 8, largest)
         tl.store(sums + first_segment * 16 + 9, token.to(tl.float32, bitcast=True))
         rounds += 1
-        _meet(counter, rounds * SPLITS)
-        each_largest = tl.load(sums + parts + 8, cache_modifier=".cg")
-        each_token = tl.load(sums + parts + 9, cache_modifier=".cg").to(tl.int32, bitcast=True)
+        _meet(counter, rounds * splits)
+        each = tl.arange(0, _SEGMENTS)
+        parts, there = each * per_part * 16, each < splits
+        each_largest = tl.load(sums + parts + 8, mask=there, other=float("-inf"), cache_modifier=".cg")
+        each_token = tl.load(sums + parts + 9, mask=there, other=0.0, cache_modifier=".cg").to(tl.int32, bitcast=True)
         largest = tl.max(each_largest, axis=0)
-        token = tl.min(tl.where(each_largest == largest, each_token, _NO_INDEX), axis=0)
+        token = tl.min(tl.where(there & (each_largest == largest), each_token, _NO_INDEX), axis=0)
 
     peak = tl.maximum(largest, _LOWEST)
     floor = peak + min_p  # the smallest value kept
@@ -276,13 +277,14 @@ def _sample_kernel(
                 bottom = tl.min(lowest, axis=0)
                 top = tl.max(highest, axis=0)  # of the bracket
                 rounds += 1
-                if SPLITS > 1:
+                if MANY:
                     tl.store(round_sums + first_segment * 16 + 8, top)
                     tl.store(round_sums + first_segment * 16 + 9, bottom)
-                    _meet(counter, rounds * SPLITS)
-                    parts = tl.arange(0, SPLITS) * PER_PART * 16
-                    top = tl.max(tl.load(round_sums + parts + 8, cache_modifier=".cg"), axis=0)
-                    bottom = tl.min(tl.load(round_sums + parts + 9, cache_modifier=".cg"), axis=0)
+                    _meet(counter, rounds * splits)
+                    each = tl.arange(0, _SEGMENTS)
+                    ends, there = round_sums + each * per_part * 16 + 8, each < splits
+                    top = tl.max(tl.load(ends, mask=there, other=float("-inf"), cache_modifier=".cg"), axis=0)
+                    bottom = tl.min(tl.load(ends + 1, mask=there, other=float("inf"), cache_modifier=".cg"), axis=0)
                 else:
                     tl.debug_barrier()
                 segments = tl.arange(0, _SEGMENTS)
@@ -322,9 +324,9 @@ def _sample_kernel(
                         inside = (x > low) & (x <= high)
                         slot = tl.atomic_add(found + tl.zeros_like(lane), 1, mask=inside, sem="relaxed")
                         tl.store(candidates + slot, x, mask=inside & (slot < CAPACITY))
-                    if SPLITS > 1:
+                    if MANY:
                         rounds += 1
-                        _meet(counter, rounds * SPLITS)
+                        _meet(counter, rounds * splits)
                     else:
                         tl.debug_barrier()
                     num_found = tl.atomic_add(found, 0, sem="relaxed")
@@ -366,11 +368,11 @@ def _sample_kernel(
             tl.store(masses + sample * _SEGMENTS + segment, tl.sum(mass, axis=0))
 
     tl.debug_barrier()
-    arrived = SPLITS - 1
-    if SPLITS > 1:
-        arrived = tl.atomic_add(counter, 1, sem="acq_rel") - rounds * SPLITS
+    arrived = splits - 1
+    if MANY:
+        arrived = tl.atomic_add(counter, 1, sem="acq_rel") - rounds * splits
         tl.debug_barrier()
-    if arrived == SPLITS - 1:
+    if arrived == splits - 1:
         if flags & 1 != 0:
             segments = tl.arange(0, _SEGMENTS)
             mass_of = tl.load(
@@ -464,8 +466,8 @@ def sample(
         logits, rows, places, positions, table, tokens,
         scratch.counters, scratch.sums, scratch.masses, scratch.candidates,
         table if seen is None else seen, mask_bits, mask_lines, logits.stride(0), mask_bits.stride(0), len(table) - 1,
-        vocab=vocab, BLOCK=block, SEGMENT_BLOCKS=triton.cdiv(triton.cdiv(vocab, block), SEGMENTS), SPLITS=splits,
-        CAPACITY=CAPACITY, ADJUST=seen is not None, HAS_MASK=masks is not None, num_warps=WARPS,
+        splits, vocab=vocab, BLOCK=block, SEGMENT_BLOCKS=triton.cdiv(triton.cdiv(vocab, block), SEGMENTS),
+        MANY=splits > 1, CAPACITY=CAPACITY, ADJUST=seen is not None, HAS_MASK=masks is not None, num_warps=WARPS,
         maxnreg=REGISTERS, **dependent_launch(logits),
     )  # fmt: skip
     return tokens

@@ -63,7 +63,8 @@ def gather(
     The last row is the null row.
     """
     num_tokens, num_requests = len(requests), len(rows)
-    made = torch.empty(2 * num_tokens + num_requests, dtype=torch.int32, device=rows.device)
+    # Zeros, for steps that compile and launch nothing: ids are looked up in the embedding.
+    made = torch.zeros(2 * num_tokens + num_requests, dtype=torch.int32, device=rows.device)
     input_ids, positions, kv_lens = made.split([num_tokens, num_tokens, num_requests])
     slots = torch.empty(num_tokens, dtype=torch.int64, device=rows.device)
     _gather[(triton.cdiv(num_tokens, 128),)](

@@ -51,7 +51,7 @@ class FusedSampler:
         self._seen: torch.Tensor | None = None
         self._new_seen: dict[int, NewRow] = {}
         most = max(64, 1 << num_rows.bit_length())
-        self._places = torch.arange(most, device=device)
+        self._places = torch.arange(most, dtype=torch.int32, device=device)
         self._scratch = kernels.Scratch(most, device)
         self._fused_scratch = fused.FusedScratch(most, device)
 
@@ -124,7 +124,7 @@ class FusedSampler:
             variant = FUSED if variant == GREEDY else variant
             masks = self._upload_masks(batch)
         places, positions = self._places[: len(rows)], batch.positions.int()
-        token_ids = self._launch(variant, logits, batch.rows, places, positions, masks)
+        token_ids = self._launch(variant, logits, batch.rows.int(), places, positions, masks)
         for stage in stages:
             stage.observe(batch, token_ids)
         wanted = tuple((i, int(most)) for i, most in enumerate(self._num_logprobs[rows]) if most >= 0)
