@@ -75,6 +75,7 @@ class StepGraphs(ABC, Generic[Size]):
         self._pool = pool
         self._ring = Ring(width, most, parts.rows.lens.device)
         self._graphs: dict[tuple[Size, str], _Captured] = {}
+        self._warm: set[str] = set()
         self._kinds = [GREEDY, FUSED]  # what spare time is spent on; others when they were seen once
 
     @abstractmethod
@@ -121,9 +122,16 @@ class StepGraphs(ABC, Generic[Size]):
 
     def rehearsals(self) -> list[Callable[[], object]]:
         """Steps that between them launch every kernel that most graphs hold; for tables that do not count."""
+        return [partial(self._run, size, kind) for size, kind in self._rehearsal()]
+
+    def rehearse(self) -> None:
+        """Run these steps, so that all their kernels are loaded and have the memory that they need."""
+        for size, kind in self._rehearsal():
+            self._warm_up(size, kind)
+
+    def _rehearsal(self) -> list[tuple[Size, str]]:
         large, *small = self._rehearsed()
-        steps = [(large, kind) for kind in KINDS] + [(size, kind) for size in small for kind in (GREEDY, FUSED)]
-        return [partial(self._run, size, kind) for size, kind in steps]
+        return [(large, kind) for kind in KINDS] + [(size, kind) for size in small for kind in (GREEDY, FUSED)]
 
     def capture_next(self) -> bool:
         """Make a graph that is missing; whether there was one."""
@@ -151,7 +159,22 @@ class StepGraphs(ABC, Generic[Size]):
         return largest + -(-others // 4) * len(sizes) * len(KINDS)
 
     def capture(self, size: Size, kind: str) -> None:
-        """Run the step once on the null row, which compiles what is missing, then capture it."""
+        """Capture a step of the null row. The first of its kind runs before that: libraries set themselves up then.
+
+        Relaxed, as a kernel that is compiled or loaded meanwhile does what other modes forbid.
+        """
+        if kind not in self._warm:
+            self._warm_up(size, kind)
+        graph = torch.cuda.CUDAGraph()
+        graph.capture_begin(pool=self._pool, capture_error_mode="relaxed")
+        try:
+            logits = self._run(size, kind)
+        finally:
+            graph.capture_end()
+        self._graphs[size, kind] = _Captured(graph, logits)
+
+    def _warm_up(self, size: Size, kind: str) -> None:
+        self._warm.add(kind)
         slot = self._ring.next_slot()
         self._fill(self._ring.host_inbox[slot], size, None)
         self._send(slot, size)
@@ -159,13 +182,6 @@ class StepGraphs(ABC, Generic[Size]):
         self._run(size, kind)
         self._ring.launched(0)
         torch.cuda.current_stream().synchronize()
-        graph = torch.cuda.CUDAGraph()
-        graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
-        try:
-            logits = self._run(size, kind)
-        finally:
-            graph.capture_end()
-        self._graphs[size, kind] = _Captured(graph, logits)
 
     def _pick(self, plan: StepPlan, kind: str) -> Size:
         if kind not in self._kinds:

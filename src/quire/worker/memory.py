@@ -17,6 +17,7 @@ from quire.errors import ConfigError
 from quire.worker.attention.protocol import AttentionBackend, KVSpec
 
 GIB = 1 << 30
+LATER_BYTES = 64 << 20
 CPU_SHARE = 0.5
 """Share of the free host memory that the KV cache may take on a CPU, where other programs live too."""
 
@@ -139,10 +140,13 @@ class GpuBudget:
             )
 
     def left_bytes(self) -> int:
-        """What is left of the share now. Memory that torch's allocator caches counts as used: it holds the peak."""
+        """What is left of the share now. Memory that torch's allocator caches counts as used: it holds the peak.
+
+        A little is kept for kernels that the driver loads later.
+        """
         free, total = torch.cuda.mem_get_info(self._index)
         used = total - free - (self._others or 0)
-        return min(self._share - used, free - (64 << 20))
+        return min(self._share - used, free) - LATER_BYTES
 
     def enforce(self) -> None:
         """From here on an allocation beyond the share fails instead of breaking the promise."""

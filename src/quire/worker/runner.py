@@ -57,6 +57,9 @@ class Graphs(Protocol):
     def rehearsals(self) -> list[Callable[[], object]]:
         """Steps that launch what the graphs will hold."""
 
+    def rehearse(self) -> None:
+        """Run them."""
+
     def forget_smallest(self) -> None:
         """Another kernel is better for steps of one row: capture them anew."""
 

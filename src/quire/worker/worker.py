@@ -169,6 +169,8 @@ class _House:
             num_tokens=self.sizes.max_num_batched_tokens,
             max_model_len=max_model_len,
         )
+        for graphs in runner.graphs:
+            graphs.rehearse()
         torch.cuda.synchronize(self.build.device)
         for_graphs = sum(graphs.needed_bytes() for graphs in runner.graphs)
         return budget.left_bytes() - for_graphs - runner.later_bytes()

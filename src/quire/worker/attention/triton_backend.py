@@ -24,6 +24,7 @@ from quire.worker.kernels.decode_attention import (
     plan_decode,
 )
 from quire.worker.kernels.prefill_attention import PrefillTiles, prefill_attention
+from quire.worker.kernels.prefill_hopper import fits, prefill_attention_hopper
 from quire.worker.kernels.rope import norm_turn_store
 from quire.worker.transfer import upload
 
@@ -150,9 +151,16 @@ class TritonAttention:
         if plan.tiles is not None:
             few = len(plan.tiles.starts) * spec.num_kv_heads <= 1.5 * self._num_processors(q.device)
             choice = (PREFILL_TILES_FEW if few else PREFILL_TILES)[q.element_size()]
-            tiles = plan.tiles
-            prefill_attention(q, kv, out, *where, tiles.requests, tiles.starts, self.tile_tokens(), choice, **how)
+            tiles = (plan.tiles.requests, plan.tiles.starts, self.tile_tokens())
+            if self._fits_hopper(q, kv, spec):
+                prefill_attention_hopper(q, kv, out, *where, *tiles, scale=spec.scale)
+            else:
+                prefill_attention(q, kv, out, *where, *tiles, choice, **how)
         return out
+
+    def _fits_hopper(self, q: torch.Tensor, kv: torch.Tensor, spec: AttentionSpec) -> bool:
+        plain = spec.window is None and spec.soft_cap is None
+        return plain and fits(spec.head_dim, kv.shape[3], q.dtype, q.device)
 
     def _plan_decode(self, requests: torch.Tensor, batch: Batch) -> DecodePlan:
         """Enough requests to fill most of the chip are left whole."""
