@@ -5,7 +5,7 @@
         --engine "vllm=vllm serve {model} --load-format dummy --max-model-len 4096 --port {port}" --out result.md
 
 A load is concurrency:prompts:input:output, `:` and further flags of `quire bench serve` if any, with commas between
-them. Every load runs twice, with different prompts, and the second run counts. Floors come from the chip's own rates,
+them. A first run of every load, with other and fewer prompts, warms up and does not count. Floors come from the chip's own rates,
 measured first: reading weights and KV at the rate of a large sum, arithmetic at the rate of a large bf16 product.
 """
 
@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -138,14 +138,14 @@ def drive(model: str, load: Load, seed: int, folder: Path) -> dict[str, Any]:
         "--num-prompts": load.prompts,
         "--max-concurrency": load.concurrency,
         "--seed": seed,
-        "--temperature": 0,
         "--percentile-metrics": "ttft,tpot,itl",
         "--metric-percentiles": "50,99",
         "--result-dir": folder,
         "--result-filename": f"{seed}.json",
     }
     command = [sys.executable, "-m", "quire", "bench", "serve", "--ignore-eos", "--disable-tqdm", "--save-result"]
-    command += [str(part) for item in flags.items() for part in item] + list(load.flags)
+    command += [str(part) for item in flags.items() for part in item]
+    command += [*(() if "--temperature" in load.flags else ("--temperature", "0")), *load.flags]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{shlex.join(command)}\n{done.stdout[-1500:]}\n{done.stderr[-1500:]}")
@@ -160,7 +160,7 @@ def measure(model: str, command: str, loads: list[Load], folder: Path, settle_s:
         results["ready_s"] = ready_s
         time.sleep(settle_s)
         for index, load in enumerate(loads):
-            drive(model, load, 2 * index + 1, folder)
+            drive(model, replace(load, prompts=min(load.prompts, 2 * load.concurrency)), 2 * index + 1, folder)
             results["loads"].append(drive(model, load, 2 * index + 2, folder))
             print(f"  {load.name}: {results['loads'][-1]['output_throughput']:.0f} output tok/s", flush=True)
     return results

@@ -153,7 +153,7 @@ class Case:
     def draw(self, logits: torch.Tensor, positions: list[int], **options) -> torch.Tensor:
         samples = len(logits)
         tokens = torch.full((samples,), -1, device=DEVICE)
-        seen = self.fused._seen_table().clone() if self.adjusted else None
+        seen = self.fused._seen.clone() if self.adjusted else None
         scratch = poisoned_fused(samples)
         fused.sample(
             logits, self.rows[:samples], self.rows, torch.tensor(positions, dtype=torch.int32, device=DEVICE),
@@ -161,7 +161,7 @@ class Case:
         )  # fmt: skip
         assert not scratch.counters.any()
         if seen is not None:
-            before = self.fused._seen_table()
+            before = self.fused._seen
             adjusted = self.fused._lines[:samples, fused.FLAGS] & fused.ADJUSTED > 0
             assert int((seen - before).sum()) == 2 * adjusted.sum(), "a token of each adjusted row is counted"
         return tokens

@@ -206,7 +206,7 @@ def test_penalties_count_what_is_sampled_but_not_for_padding() -> None:
     rows, lens = torch.tensor([0, 2, 2], device=DEVICE), torch.ones(3, dtype=torch.int32, device=DEVICE)
     tokens = [fused.sample("adjusted", logits, rows, lens).tolist() for _ in range(3)]
     assert tokens == [[0, 0, 0], [1, 0, 0], [2, 0, 0]]
-    seen = fused._seen_table()
+    seen = fused._seen
     assert seen.sum(dim=1).tolist() == [1 + 2 * 3, 0, 0]
 
 
@@ -218,7 +218,7 @@ def test_counts_saturate() -> None:
     logits[0, 4] = 1.0
     for step in range(3):
         assert fused(logits, batch([0], [step])).token_ids.item() == 4
-    assert fused._seen_table()[0].tolist() == [0, 0, 0, 32767, 32766, 0, 0, 0, 0, 0]
+    assert fused._seen[0].tolist() == [0, 0, 0, 32767, 32766, 0, 0, 0, 0, 0]
 
 
 def test_min_tokens_with_few_and_many_stop_tokens() -> None:

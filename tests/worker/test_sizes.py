@@ -24,7 +24,7 @@ def test_good_sizes_rise_and_end_where_asked(most: int) -> None:
 def test_small_models_read_more_of_a_prompt_beside_others() -> None:
     large = pick_mixed_sizes(SIZES, SchedulerConfig(), 8_030_000_000, 32, CUDA)
     small = pick_mixed_sizes(SIZES, SchedulerConfig(), 596_000_000, 28, CUDA)
-    assert large.mixed_sizes[0] == 160 and large.mixed_sizes[-1] == 3072 and large.mixed_alone == 2048
+    assert large.mixed_sizes[0] == 160 and large.mixed_sizes[-1] == 2560 and large.mixed_alone == 2048
     assert small.mixed_sizes[0] == 384 and small.mixed_sizes[-1] == small.mixed_alone == 8192
     assert small.mixed_patience > large.mixed_patience == 8717
     assert small.mixed_graph_tokens == 4096 and large.mixed_graph_tokens == 1024

@@ -53,6 +53,13 @@ class Parts:
     sampler: FusedSampler
 
 
+def _used_bytes(device: torch.device) -> np.ndarray:
+    """(in the hands of torch's allocator, of everybody else) on the device."""
+    free, total = torch.cuda.mem_get_info(device)
+    reserved = torch.cuda.memory_reserved(device)
+    return np.array([reserved, total - free - reserved])
+
+
 class _Captured:
     """A graph, and where it leaves the logits if it does not sample."""
 
@@ -145,18 +152,19 @@ class StepGraphs(ABC, Generic[Size]):
     def forget_smallest(self) -> None:
         """Drop the graphs that multiply by one line."""
 
-    def needed_bytes(self) -> int:
-        """An upper estimate of the device memory of all graphs; found by making some."""
+    def needed_bytes(self) -> tuple[int, int]:
+        """Upper estimates of the device memory of all graphs, of torch's and of the driver's; found by making some."""
         device = self._parts.rows.lens.device
         sizes = self._sizes()
-        free = [torch.cuda.mem_get_info(device)[0]]
+        used = [_used_bytes(device)]
         for some in (sizes[:1], sizes[-4:]):
             for size in some:
                 self.capture(size, GREEDY)
             torch.cuda.synchronize(device)
-            free.append(torch.cuda.mem_get_info(device)[0])
-        largest, others = free[0] - free[1], free[1] - free[2]
-        return largest + -(-others // 4) * len(sizes) * len(KINDS)
+            used.append(_used_bytes(device))
+        largest, others = used[1] - used[0], used[2] - used[1]
+        torchs, drivers = largest + -(-others // 4) * len(sizes) * len(KINDS)
+        return int(torchs), int(drivers)
 
     def capture(self, size: Size, kind: str) -> None:
         """Capture a step of the null row. The first of its kind runs before that: libraries set themselves up then.
@@ -202,7 +210,7 @@ class StepGraphs(ABC, Generic[Size]):
         logits = parts.model.logits(hidden)
         if kind == EAGER:
             self._ring.counter += 1
-            return logits
+            return parts.sampler.keep(logits)
         token_ids = parts.sampler.sample(kind, logits, rows, tables.lens)
         append(token_ids, rows, tables.lens, tables.tokens, self._ring.outbox, self._ring.counter)
         return None
@@ -306,7 +314,7 @@ class MixedGraphs(StepGraphs[tuple[int, int]]):
 
     def __init__(self, parts: Parts, most_tokens: int, most: int, pool: Any) -> None:
         self._token_sizes = good_sizes(most_tokens)
-        self._row_sizes = (*(size for size in (16, 64, 256) if size < most), most)
+        self._row_sizes = (*(size for size in (16, 32, 64, 128, 256, 512) if size < most), most)
         largest = (self._token_sizes[-1], most)
         self._tile = parts.backend.tile_tokens()
         self._asked: Counter[tuple[int, int]] = Counter()
@@ -320,8 +328,11 @@ class MixedGraphs(StepGraphs[tuple[int, int]]):
         size = self._fitting(plan)[0]
         if sum(-(-count // self._tile) for count in plan.counts if count > 1) > self._num_tiles(size[0]):
             return False
+        if any((size, kind) in self._graphs for kind in self._kinds):
+            return True
         self._asked[size] += 1
-        return self._asked[size] > RARE or any((size, kind) in self._graphs for kind in self._kinds)
+        room = len(self._graphs) < len(self._token_sizes) * len(KINDS)  # as many as `needed_bytes` counts
+        return self._asked[size] > RARE and room
 
     def _sizes(self) -> tuple[tuple[int, int], ...]:
         return tuple((tokens, self._row_sizes[0]) for tokens in self._token_sizes[::-1])

@@ -148,11 +148,17 @@ class GpuBudget:
         used = total - free - (self._others or 0)
         return min(self._share - used, free) - LATER_BYTES
 
-    def enforce(self) -> None:
-        """From here on an allocation beyond the share fails instead of breaking the promise."""
+    def enforce(self, later_bytes: int) -> None:
+        """From here on an allocation of torch beyond the share fails instead of breaking the promise.
+
+        Args:
+            later_bytes: that the driver may take yet.
+        """
         free, total = torch.cuda.mem_get_info(self._index)
         outside_torch = total - free - torch.cuda.memory_reserved(self._index) - (self._others or 0)
-        torch.cuda.set_per_process_memory_fraction(max(0.0, (self._share - outside_torch) / total), self._index)
+        torch.cuda.set_per_process_memory_fraction(
+            max(0.0, (self._share - outside_torch - later_bytes) / total), self._index
+        )
 
 
 def _nvml_used_bytes(index: int) -> int | None:

@@ -32,9 +32,6 @@ class RowSampler(Protocol):
     def start_row(self, new: NewRow) -> None:
         """A request takes a row."""
 
-    def later_bytes(self) -> int:
-        """Of tables that are made when the first row wants them."""
-
     def __call__(self, raw_logits: torch.Tensor, batch: SamplingBatch) -> Sampled:
         """One token per line of raw_logits [samples, vocab]."""
 
@@ -51,8 +48,8 @@ class Graphs(Protocol):
     def capture_next(self) -> bool:
         """Use spare time for a graph that is missing; whether there was one."""
 
-    def needed_bytes(self) -> int:
-        """Device memory that all graphs may take."""
+    def needed_bytes(self) -> tuple[int, int]:
+        """Device memory that all graphs may take: torch's, and the driver's."""
 
     def rehearsals(self) -> list[Callable[[], object]]:
         """Steps that launch what the graphs will hold."""
@@ -143,10 +140,6 @@ class Runner:
 
         eager = [partial(self._run_eagerly, plan) for plan in plans]
         compile_ahead([*eager, *(step for graphs in self.graphs for step in graphs.rehearsals())])
-
-    def later_bytes(self) -> int:
-        """Device memory that sampling takes only when first asked for more than usual."""
-        return self._sampler.later_bytes()
 
     def _run_eagerly(self, plan: StepPlan) -> None:
         self._start(plan)

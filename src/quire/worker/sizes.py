@@ -21,7 +21,7 @@ LAUNCH_S = 2.8e-4
 """and that of launching them. An H200's; what is derived from them needs no more than the magnitude."""
 FREE = 0.85
 """Share of the time of the smallest step that prompts may fill."""
-LONGEST_STEP_S = 0.08
+LONGEST_STEP_S = 0.06
 """Of steps in which somebody waits for the next token."""
 ALONE_S = 0.05
 """Of steps in which nobody does, about."""

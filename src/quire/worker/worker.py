@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -93,7 +94,7 @@ class Worker:
         if has_triton_kernels(self.device):
             house.compile_ahead(longest)
         compiled = time.monotonic()
-        left = cpu_available_bytes() if budget is None else house.left_after_peak(budget, longest)
+        left, later_bytes = (cpu_available_bytes(), 0) if budget is None else house.left_after_peak(budget, longest)
         layout, fitting = plan_kv(
             config.cache,
             model.kv_specs(),
@@ -106,8 +107,8 @@ class Worker:
             sizes = replace(sizes, max_num_batched_tokens=max(sizes.max_num_batched_tokens, max_model_len))
         self._runner = house.runner(layout, max_model_len)
         if budget is not None:
-            budget.enforce()
-        house.run_once(self._runner, num_rows=1, num_tokens=min(32, longest - 1), max_model_len=max_model_len)
+            budget.enforce(later_bytes)
+        house.run_once(self._runner, max_model_len, smallest=budget is None)
         self.facts = WorkerFacts(
             device=_device_name(self.device),
             dtype=str(dtype).removeprefix("torch."),
@@ -153,27 +154,28 @@ class _House:
         from quire.worker.graphs import DecodeGraphs, MixedGraphs, Parts
         from quire.worker.sampling.fused import FusedSampler
 
-        fused = FusedSampler(most, self.vocab_size, build.device, word_stages(self.vocab_size, build.device))
+        stages = word_stages(self.vocab_size, build.device)
+        fused = FusedSampler(most, self.vocab_size, build.device, stages, build.dtype)
         graphs: tuple[Graphs, ...] = ()
         if self.use_graphs:
             parts, pool = Parts(self.model, build.backend, rows, kv, fused), torch.cuda.graph_pool_handle()
             graphs = (DecodeGraphs(parts, most, pool), MixedGraphs(parts, self.sizes.mixed_graph_tokens, most, pool))
         return Runner(self.model, build.backend, build.kernels, rows, kv, fused, graphs)
 
-    def left_after_peak(self, budget: GpuBudget, max_model_len: int) -> int:
-        """Run the largest step there can be, with every sampler stage, and see what is left of the budget."""
+    def left_after_peak(self, budget: GpuBudget, max_model_len: int) -> tuple[int, int]:
+        """What the largest step there can be leaves of the budget, and what graphs will take outside of torch."""
         runner = self.runner(KVLayout(2, self.block_size, 0), max_model_len)
-        self.run_once(
-            runner,
-            num_rows=min(self.sizes.max_num_seqs, self.sizes.max_num_batched_tokens),
-            num_tokens=self.sizes.max_num_batched_tokens,
-            max_model_len=max_model_len,
-        )
+        self.run_once(runner, max_model_len)
         for graphs in runner.graphs:
             graphs.rehearse()
         torch.cuda.synchronize(self.build.device)
-        for_graphs = sum(graphs.needed_bytes() for graphs in runner.graphs)
-        return budget.left_bytes() - for_graphs - runner.later_bytes()
+        needed = [graphs.needed_bytes() for graphs in runner.graphs]
+        outside = sum(driver for _, driver in needed)
+        left = budget.left_bytes() - sum(own for own, _ in needed) - outside
+        del runner
+        gc.collect()
+        torch.cuda.empty_cache()  # what stays for good is not to be laid between what comes and goes
+        return left, outside
 
     def compile_ahead(self, max_model_len: int) -> None:
         """Compile what requests will need, in parallel, with tables of its own."""
@@ -187,8 +189,12 @@ class _House:
         )
         runner.compile_ahead(*(_null_step(*size, max_model_len, params) for size in sizes for params in kinds))
 
-    def run_once(self, runner: Runner, *, num_rows: int, num_tokens: int, max_model_len: int) -> None:
-        """One step of rows that read and write block 0 only; shapes are those of rows at full length."""
+    def run_once(self, runner: Runner, max_model_len: int, *, smallest: bool = False) -> None:
+        """The largest step there can be, or a small one, of rows that read and write block 0 only, at full length."""
+        num_tokens = self.sizes.max_num_batched_tokens
+        num_rows = min(self.sizes.max_num_seqs, num_tokens)
+        if smallest:
+            num_rows, num_tokens = 1, min(32, max_model_len - 1)
         params = SamplingParams(temperature=0.7, top_p=0.9, min_p=0.01, presence_penalty=0.1, seed=0, logprobs=1)
         if has_triton_kernels(self.build.device):  # the fused sampler needs no memory for what it does
             params = SamplingParams(temperature=0, logprobs=1)

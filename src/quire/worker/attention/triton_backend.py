@@ -31,10 +31,13 @@ from quire.worker.transfer import upload
 MIN_SPLIT = 128
 """Fewest tokens that are worth a program of their own."""
 
+LONG = 2048
+"""Tokens from which on a request is long."""
+
 SPLIT_STEP = 128
 """Splits are multiples of this, so that no tile is cut but the last."""
 
-DECODE_TILES = {2: DecodeTiles(64, 4, 3), 4: DecodeTiles(32, 4, 2)}
+DECODE_TILES = {2: DecodeTiles(32, 2, 4), 4: DecodeTiles(32, 4, 2)}
 DECODE_TILES_FEW = {2: DecodeTiles(128, 4, 2, early=True), 4: DecodeTiles(32, 4, 2, early=True)}
 PREFILL_TILES = {2: PrefillTiles(128, 64, 4, 3), 4: PrefillTiles(64, 32, 4, 2)}
 PREFILL_TILES_FEW = {2: PrefillTiles(128, 64, 8, 3), 4: PrefillTiles(64, 32, 4, 2)}
@@ -51,10 +54,12 @@ class _Tiles:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """What runs one token, and the query tiles of the rest; None where there is nothing."""
+    """What runs one token, and the query tiles of the rest; None where there is nothing. Whether any is known to be
+    long."""
 
     decode: DecodePlan | None
     tiles: _Tiles | None
+    long: bool = False
 
 
 class TritonAttention:
@@ -83,7 +88,7 @@ class TritonAttention:
         device = batch.positions.device
         counts = np.asarray(batch.counts)
         single, longer = np.flatnonzero(counts == 1), np.flatnonzero(counts > 1)
-        decode, made = None, None
+        decode, made, long = None, None, False
         if len(single):
             own = self._first(len(single), device) if not len(longer) else _on_device(single, device)
             decode = self._plan_decode(own, batch)
@@ -91,7 +96,8 @@ class TritonAttention:
             made = _Tiles(
                 *_on_device(np.stack(self.tiles(longer, counts, np.asarray(batch.kv_bounds))), device).unbind()
             )
-        return _Plan(decode, made)
+            long = max(batch.kv_bounds) >= LONG
+        return _Plan(decode, made, long)
 
     def fixed_plan(
         self, batch: Batch, decode: torch.Tensor, tile_requests: torch.Tensor, tile_starts: torch.Tensor
@@ -152,15 +158,16 @@ class TritonAttention:
             few = len(plan.tiles.starts) * spec.num_kv_heads <= 1.5 * self._num_processors(q.device)
             choice = (PREFILL_TILES_FEW if few else PREFILL_TILES)[q.element_size()]
             tiles = (plan.tiles.requests, plan.tiles.starts, self.tile_tokens())
-            if self._fits_hopper(q, kv, spec):
+            if self._fits_hopper(q, kv, spec, plan.long):
                 prefill_attention_hopper(q, kv, out, *where, *tiles, scale=spec.scale)
             else:
                 prefill_attention(q, kv, out, *where, *tiles, choice, **how)
         return out
 
-    def _fits_hopper(self, q: torch.Tensor, kv: torch.Tensor, spec: AttentionSpec) -> bool:
+    def _fits_hopper(self, q: torch.Tensor, kv: torch.Tensor, spec: AttentionSpec, long: bool) -> bool:
+        """Small heads gain by it only where there is much to see."""
         plain = spec.window is None and spec.soft_cap is None
-        return plain and fits(spec.head_dim, kv.shape[3], q.dtype, q.device)
+        return plain and (long or spec.head_dim > 64) and fits(spec.head_dim, kv.shape[3], q.dtype, q.device)
 
     def _plan_decode(self, requests: torch.Tensor, batch: Batch) -> DecodePlan:
         """Enough requests to fill most of the chip are left whole."""

@@ -36,7 +36,7 @@ STAGES = 2
 """Of lines per tile, keys per tile and tiles in flight: the best of {64, 128} x {2, 3, 4} on an H200."""
 
 HALF = gl.constexpr(64)  # lines of each group; also the columns of one copy, 128 bytes
-NEGATIVE = gl.constexpr(-1.0e30)
+NOTHING = gl.constexpr(float("-inf"))
 LOG2_E = 1.4426950408889634
 
 
@@ -70,10 +70,14 @@ def _produce(
 
 @gluon.jit
 def _soften(scores, most, mass, scale):
-    """Weights of a tile of scores [HALF, keys]; the new maximum and mass of each line; what earlier sums shrink by."""
+    """Weights of a tile of scores [HALF, keys]; the new maximum and mass of each line; what earlier sums shrink by.
+
+    Lines that have seen nothing yet stay at -inf: large finite numbers would leave a rounding error as large.
+    """
     new_most = gl.maximum(most, gl.max(scores, 1))
-    shrink = gl.exp2((most - new_most) * scale)
-    weights = gl.exp2(scores * scale - (new_most * scale)[:, None])
+    peak = gl.where(new_most == NOTHING, 0.0, new_most)
+    shrink = gl.exp2((most - peak) * scale)
+    weights = gl.exp2(scores * scale - (peak * scale)[:, None])
     return weights, new_most, mass * shrink + gl.sum(weights, 1), shrink
 
 
@@ -119,7 +123,7 @@ def _consume(
 
     position = before + offset + (part * HALF + gl.arange(0, HALF, lines)) // GROUP
     key = gl.arange(0, KEYS, gl.SliceLayout(0, product))
-    most = gl.full([HALF], NEGATIVE, gl.float32, lines)
+    most = gl.full([HALF], NOTHING, gl.float32, lines)
     mass = gl.full([HALF], 0.0, gl.float32, lines)
     zeros = gl.full([HALF, KEYS], 0.0, gl.float32, product)
     sums = gl.full([HALF, DIM], 0.0, gl.float32, product)
@@ -129,7 +133,7 @@ def _consume(
     scores = warpgroup_mma(queries, all_keys.index(0).permute([1, 0]), zeros, use_acc=False)
     mbarrier.arrive(free.index(0))
     seen = (first + key)[None, :] <= gl.minimum(position, end - 1)[:, None]
-    weights, most, mass, shrink = _soften(gl.where(seen, scores, NEGATIVE), most, mass, scale)
+    weights, most, mass, shrink = _soften(gl.where(seen, scores, NOTHING), most, mass, scale)
     half = gl.convert_layout(weights.to(dtype), left)
     mbarrier.wait(ready.index(NUM_STAGES), 0)
     _clear_beyond(values, first, end, KEYS, PAGE, DIM)
@@ -145,7 +149,7 @@ def _consume(
         mbarrier.arrive(free.index(stage))
         if i < num_masked:
             seen = (first - i * KEYS + key)[None, :] <= position[:, None]
-            scores = gl.where(seen, scores, NEGATIVE)
+            scores = gl.where(seen, scores, NOTHING)
         weights, most, mass, shrink = _soften(scores, most, mass, scale)
         sums = warpgroup_mma_wait(0, deps=[next_sums])
         mbarrier.arrive(free.index(NUM_STAGES + previous))

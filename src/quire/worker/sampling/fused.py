@@ -35,9 +35,17 @@ class FusedSampler:
         vocab_size: columns of the logits.
         device: where the tables live.
         stages: what else may change logits; applied before all that the kernel does.
+        dtype: of logits.
     """
 
-    def __init__(self, num_rows: int, vocab_size: int, device: torch.device, stages: tuple[Stage, ...] = ()) -> None:
+    def __init__(
+        self,
+        num_rows: int,
+        vocab_size: int,
+        device: torch.device,
+        stages: tuple[Stage, ...] = (),
+        dtype: torch.dtype = torch.bfloat16,
+    ) -> None:
         self.null_row = num_rows
         self._vocab_size = vocab_size
         self._device = device
@@ -48,7 +56,9 @@ class FusedSampler:
         self._lines[:] = _line(greedy=True)
         self._table = torch.from_numpy(self._lines.copy()).to(device)
         self._changed: set[int] = set()
-        self._seen: torch.Tensor | None = None
+        # Made now, though few need them: what comes late may find no room beside the KV cache.
+        self._seen = torch.zeros(num_rows + 1, vocab_size, dtype=torch.int16, device=device)
+        self._kept = torch.empty(num_rows + 1, vocab_size, dtype=dtype, device=device)
         self._new_seen: dict[int, NewRow] = {}
         most = max(64, 1 << num_rows.bit_length())
         self._places = torch.arange(most, dtype=torch.int32, device=device)
@@ -83,9 +93,9 @@ class FusedSampler:
             return EAGER
         return self._kernel(rows)
 
-    def later_bytes(self) -> int:
-        """Of the table of tokens seen, as long as nobody needed it."""
-        return 0 if self._seen is not None else 2 * (self.null_row + 1) * self._vocab_size
+    def keep(self, logits: torch.Tensor) -> torch.Tensor:
+        """The logits [n, vocab] of a captured step that is sampled later, at an address that all graphs share."""
+        return self._kept[: len(logits)].copy_(logits)
 
     def flush(self) -> None:
         """Bring the tables up to date, without waiting. Not while a graph is captured."""
@@ -146,20 +156,13 @@ class FusedSampler:
         tokens = torch.empty(len(logits), dtype=torch.int64, device=self._device)
         if variant == GREEDY:
             return kernels.argmax(logits, self._scratch, tokens)
-        seen = self._seen_table() if variant == ADJUSTED else None
+        seen = self._seen if variant == ADJUSTED else None
         scratch = self._fused_scratch
         return fused.sample(logits, rows, places, positions, self._table, scratch, tokens, seen=seen, masks=masks)
 
-    def _seen_table(self) -> torch.Tensor:
-        """Made when the first row needs it, then kept: graphs hold its address."""
-        if self._seen is None:
-            shape = (self.null_row + 1, self._vocab_size)
-            self._seen = torch.zeros(shape, dtype=torch.int16, device=self._device)
-        return self._seen
-
     def _upload_seen(self, new_rows: list[NewRow]) -> None:
         """Enter the tokens that rows bring, and their stop tokens."""
-        table = self._seen_table()
+        table = self._seen
         flat, values = [], []
         for new in new_rows:
             tokens = np.frombuffer(new.tokens, dtype=np.int32)

@@ -78,10 +78,6 @@ class Sampler:
         most = params.logprobs
         self._num_logprobs[new.row] = -1 if most is None else self._vocab_size if most == -1 else most
 
-    def later_bytes(self) -> int:
-        """Of tables that are made when the first row wants them: none that the largest step has not made."""
-        return 0
-
     def __call__(self, raw_logits: torch.Tensor, batch: SamplingBatch) -> Sampled:
         """Sample one token per row. raw_logits: [samples, vocab], left as they are."""
         rows = list(batch.row_list)
