@@ -219,7 +219,7 @@ def test_engine_dies_with_requests_in_flight() -> None:
 @pytest.mark.parametrize("method_and_path", [(method, path) for method, path, _ in ROUTES] + [("GET", "/nothing")])
 def test_every_route_needs_the_key(method_and_path: tuple[str, str]) -> None:
     method, path = method_and_path
-    path = path.replace("{name:path}", "fake")
+    path = path.replace("{name}", "fake")
     with running(keys=("secret", "zweiter-schlüssel")) as server, httpx.Client(base_url=server.url) as http:
         bad: list[dict[str, str]] = [{}, {"authorization": "Bearer wrong"}, {"authorization": "Bearer"}]
         bad += [{"authorization": "Basic secret"}, {"authorization": "secret"}, {"host": "x/health?"}]

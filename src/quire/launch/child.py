@@ -36,7 +36,7 @@ def main() -> None:
     logging.basicConfig(
         format="%(levelname)s %(name)s: %(message)s", level=os.environ.get("QUIRE_LOG_LEVEL", "WARNING")
     )
-    wire = Wire(Path(sys.argv[1]))
+    wire = Wire(Path(sys.argv[1]), int(sys.argv[2]))
     config = msgspec.json.decode(_read_line(), type=EngineConfig)
     threading.Thread(target=_die_with_parent, name="quire-lifeline", daemon=True).start()
     try:

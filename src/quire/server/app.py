@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from starlette.routing import Route, Router
-
 from quire.server.asgi import App, ClientGone, Message, Receive, Scope, Send, answer
 from quire.server.auth import Gate
+from quire.server.channel import KEY
 from quire.server.chat import ChatCompletions
 from quire.server.completions import Completions
 from quire.server.errors import describe
 from quire.server.limits import check_headers
 from quire.server.models import Models
 from quire.server.ops import Health, Load, MetricsPage, Version
+from quire.server.routing import Router
 from quire.server.state import ServerState, request_id
 from quire.server.tokenize import Detokenize, Tokenize
 
@@ -22,7 +22,7 @@ ROUTES: tuple[tuple[str, str, Callable[[ServerState], App]], ...] = (
     ("POST", "/v1/chat/completions", ChatCompletions),
     ("POST", "/v1/completions", Completions),
     ("GET", "/v1/models", Models),
-    ("GET", "/v1/models/{name:path}", Models),
+    ("GET", "/v1/models/{name}", Models),
     ("POST", "/tokenize", Tokenize),
     ("POST", "/detokenize", Detokenize),
     ("GET", "/health", Health),
@@ -44,9 +44,7 @@ class Application:
 
     def __init__(self, state: ServerState, gate: Gate) -> None:
         self._gate = gate
-        self._router = Router(
-            [Route(path, make(state), methods=[method]) for method, path, make in ROUTES], redirect_slashes=False
-        )
+        self._router = Router((method, path, make(state)) for method, path, make in ROUTES)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -60,12 +58,11 @@ class Application:
             started = True
             await send(message)
 
-        scope["app"] = self  # tells the router to raise instead of answering in plain text
         id_ = scope["quire.request_id"] = request_id(scope)
         try:
             check_headers(scope)
             self._gate.check(scope)
-            await self._router(scope, receive, watched_send)
+            await self._router.find(scope)(scope, receive, watched_send)
         except ClientGone:
             return
         except asyncio.CancelledError:
@@ -74,3 +71,5 @@ class Application:
             status, body, headers = describe(error, id_)
             if not started:
                 await answer(send, body, status=status, headers={"x-request-id": id_, **headers})
+        finally:
+            scope.pop(KEY, None)  # they refer to one another
