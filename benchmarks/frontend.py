@@ -29,11 +29,7 @@ from pathlib import Path
 import psutil
 
 ROOT = Path(__file__).parents[1]
-ENGINE = ROOT / "tests" / "server" / "wire_engine.py"
-SERVER = (
-    "import sys; from quire.launch import start; start.ENGINE_COMMAND = (sys.executable, sys.argv[1]); "
-    "from quire.cli import main; main(sys.argv[2:])"
-)
+SERVER = ROOT / "tests" / "server" / "serve_wire.py"
 
 
 def write_model(folder: Path, vocab_size: int = 16_000) -> None:
@@ -90,14 +86,14 @@ def serving(folder: Path, step_ms: float, flags: list[str]) -> Iterator[tuple[in
         port = sock.getsockname()[1]
     paths = [str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "QUIRE_FAKE_STEP_MS": str(step_ms)}
-    command = [sys.executable, "-c", SERVER, str(ENGINE), "serve", str(folder), "--port", str(port), *flags]
+    command = [sys.executable, str(SERVER), "serve", str(folder), "--port", str(port), *flags]
     command += ["--served-model-name", "m"]
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, env=environment, stderr=log)
         try:
             wait_until_healthy(port, process)
             own = psutil.Process(process.pid)
-            others = [child for child in own.children() if str(ENGINE) not in child.cmdline()]
+            others = [child for child in own.children() if "quire.server.member" in child.cmdline()]
             yield port, [own, *others]
         finally:
             process.terminate()

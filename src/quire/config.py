@@ -145,6 +145,12 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
         Literal["auto", "none"],
         Meta(description="auto takes default sampling values from the checkpoint's generation_config.json."),
     ] = "auto"
+    api_server_count: Annotated[
+        int, Meta(ge=1, le=64, description="Processes that answer HTTP, on one port; each costs about 60 MB.")
+    ] = 1
+    strict: Annotated[
+        bool, Meta(description="Refuse requests with fields that have no effect, instead of naming them in warnings.")
+    ] = False
     shutdown_timeout: Annotated[
         float, Meta(ge=0, description="Seconds that running requests get to finish after a stop signal.")
     ] = 30

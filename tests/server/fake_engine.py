@@ -47,6 +47,7 @@ class FakeClient:
         self.ready: Ready | None = READY
         self.stats = EngineStats(num_running=0, kv_usage=0.25, num_preemptions=3)
         self.dead = False
+        self.folder = Path("/nowhere")
         self.submitted: list[tuple[list[int], SamplingParams, dict[str, Any]]] = []
         self.steps: dict[int, int] = {}
         self.step_s, self.fail_after, self.endless = step_s, fail_after, endless
@@ -150,7 +151,7 @@ class Running:
             log_config=None,
             access_log=False,  # type: ignore
         )
-        self._server = uvicorn.Server(config)
+        self.server = uvicorn.Server(config)
         self.loop: asyncio.AbstractEventLoop | None = None
         self._up = threading.Event()
         self._thread = threading.Thread(target=self._main, daemon=True)
@@ -163,8 +164,8 @@ class Running:
         async def serve() -> None:
             self.loop = asyncio.get_running_loop()
             self._up.set()
-            self._server.capture_signals = contextlib.nullcontext  # type: ignore
-            await self._server.serve(sockets=[self._sock])
+            self.server.capture_signals = contextlib.nullcontext  # type: ignore
+            await self.server.serve(sockets=[self._sock])
 
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve())
@@ -174,8 +175,8 @@ class Running:
         self.loop.call_soon_threadsafe(function)
 
     def close(self) -> None:
-        self._server.should_exit = True
-        self._server.force_exit = True
+        self.server.should_exit = True
+        self.server.force_exit = True
         self._thread.join(10)
         self._sock.close()
 

@@ -1,8 +1,8 @@
-"""An engine process that knows no model, at the real end of the real wire: each request is answered with a piece of its prompt.
+"""An engine process that knows no model, at the real end of the real wire.
 
-Run in place of `quire.launch.child`. Every step gives each running request one token, four of the prompt's tokens in a
-circle, until `max_tokens` of them; a step takes QUIRE_FAKE_STEP_MS milliseconds (default 1), however many requests there are.
-With QUIRE_FAKE_DIE_AFTER it ends by itself after so many seconds.
+Run in place of `quire.launch.child`. Every step gives each running request one token, four of its prompt's tokens in a
+circle, until `max_tokens` of them; a step takes QUIRE_FAKE_STEP_MS milliseconds (default 1), however many requests
+there are. With QUIRE_FAKE_DIE_AFTER it ends by itself after so many seconds.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What several steps brought, as if it had been one: while the API is behind, it catches up with fewer and larger pieces."""
+"""What several steps brought, as if it had been one: an API that is behind catches up with fewer, larger pieces."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Client: the frontend's end of the wire. Owns the streams of all requests in flight and, as a rule, the engine process.
+"""Client: the frontend's end of the wire. Owns the streams of all requests in flight and, mostly, the engine process.
 
 The server and `LLM` both use it, from one asyncio loop. Sending never waits; what arrives is read when the loop sees
 it, all of it at once, so that a backlog becomes fewer and larger pieces instead of more work.
@@ -94,7 +94,7 @@ class Client:
         for socket, name in ((self._inbox, "out"), (self._outbox, "in")):
             socket.set_hwm(0)
             socket.bind(f"ipc://{folder / name}{index}")
-        self._inbox_fd: int = self._inbox.getsockopt(zmq.FD)
+        self._inbox_fd: int = self._inbox.fileno()
         self._loop.add_reader(self._inbox_fd, self._take_in)
         if process is not None:
             threading.Thread(target=self._watch, args=(process,), name="quire-watch", daemon=True).start()

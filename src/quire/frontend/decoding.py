@@ -165,6 +165,8 @@ class _ByteText:
 
     def push(self, token_ids: Sequence[int]) -> str:
         table = self._table
+        if len(token_ids) == 1:  # nearly always
+            return self._utf8.decode(table[token_ids[0]])
         return self._utf8.decode(b"".join([table[i] for i in token_ids]))
 
     def finish(self) -> str:

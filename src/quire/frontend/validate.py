@@ -14,7 +14,9 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
+from quire.config import did_you_mean
 from quire.errors import RequestError
+from quire.frontend.aliases import with_both_names, with_new_names
 from quire.frontend.fields import ABSENT, NOT_OFFERED, known_but_absent
 from quire.frontend.parsers import ToolPlan, check_calls_in_messages, plan_tools
 from quire.frontend.templates import RESERVED
@@ -280,24 +282,42 @@ class DetokenizeRequest(Request, kw_only=True):
 # decoding
 
 
-def decode(body: bytes, kind: type[_R]) -> tuple[_R, list[str]]:
-    """A checked request, and warnings about fields without effect.
+def decode(body: bytes, kind: type[_R], *, strict: bool = False) -> tuple[_R, list[str]]:
+    """A checked request, and warnings about fields without effect; each begins with the field's name.
 
     Args:
         body: JSON.
         kind: the type of the route's requests.
+        strict: a field without effect is an error.
 
     Raises:
         RequestError: anything that cannot be served as written.
     """
     values = {name: value for name, value in _json_object(body).items() if value is not None}
+    with_new_names(values, kind.__struct_fields__)
     warnings = _sort_out(values, kind)
+    refuse_if(strict, warnings)
     try:
         request = msgspec.convert(values, kind, strict=True)
     except msgspec.ValidationError as error:
         raise _explain(str(error)) from None
     request.check()
-    return request, warnings + request.adjust()
+    adjusted = request.adjust()
+    refuse_if(strict, adjusted)
+    return request, warnings + adjusted
+
+
+def refuse_if(strict: bool, warnings: list[str]) -> None:
+    """Turn the first warning into an error.
+
+    Raises:
+        RequestError: names the field.
+    """
+    if strict and warnings:
+        field = warnings[0].split(" ", 1)[0]
+        raise RequestError(
+            f"{warnings[0]} This server runs with --strict.", param=field, code="parameter_without_effect"
+        )
 
 
 def _json_object(body: bytes) -> dict[str, Any]:
@@ -339,7 +359,8 @@ def _sort_out(values: dict[str, Any], kind: type[Request]) -> list[str]:
                 f"{name} is not offered by this server yet; leave it out.", param=name, code="unsupported_parameter"
             )
         if absent == ABSENT:
-            warnings.append(f"{_printable(name)} has no effect here.")
+            near = did_you_mean(name, set(known)) if len(warnings) < MAX_WARNINGS and len(name) <= 64 else ""
+            warnings.append(f"{_printable(name)} has no effect here.{near}")
     if len(warnings) > MAX_WARNINGS:
         warnings[MAX_WARNINGS:] = [f"{len(warnings) - MAX_WARNINGS} more fields have no effect here."]
     return warnings
@@ -383,7 +404,7 @@ def _plain_message(message: dict[str, Any], index: int) -> dict[str, Any]:
     role = message.get("role")
     if not isinstance(role, str) or not role or len(role) > 64:
         raise RequestError(f"{where}.role must be a text such as 'user'.", param="messages")
-    plain = {**message, "content": _plain_content(message.get("content"), where)}
+    plain = {**with_both_names(message), "content": _plain_content(message.get("content"), where)}
     if plain["content"] is None and not message.get("tool_calls"):
         raise RequestError(f"{where}.content must be text or a list of text parts.", param="messages")
     if message.get("tool_calls") is not None:

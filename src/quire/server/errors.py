@@ -11,6 +11,7 @@ from http import HTTPStatus
 from typing import NamedTuple
 
 import msgspec
+
 from quire.errors import OverloadedError, QuireError, RequestError, RequestFailedError, UnavailableError
 
 log = logging.getLogger("quire.server")

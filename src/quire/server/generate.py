@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 
 from quire.frontend.service import PreparedRequest, TextService
 from quire.frontend.streams import Delta, RequestStream
-from quire.frontend.validate import GenerateRequest, decode
+from quire.frontend.validate import GenerateRequest, decode, refuse_if
 from quire.server.asgi import ClientGone, Receive, Scope, Send, answer, until_gone
 from quire.server.channel import channel_of
 from quire.server.errors import describe
@@ -36,7 +36,7 @@ class Call(Generic[R]):
         id: of the response.
         request: checked.
         prepared: one per prompt.
-        warnings: fields without effect.
+        warnings: fields without effect; each begins with the field's name.
         num_output: tokens that a stream has brought so far.
     """
 
@@ -94,13 +94,14 @@ class GenerateRoute(ABC, Generic[R]):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         service = self._state.require_service()
         body = await read_json_body(scope, receive)
-        request, warnings = decode(body, self.kind)
+        request, warnings = decode(body, self.kind, strict=self._state.strict)
         del body
         self._state.check_model(request.model)
         call = Call(new_id(self.id_prefix), request, warnings, service, self._state)
         try:
             async with until_gone(scope, receive):
                 call.prepared = await self.prepare(call)
+                refuse_if(self._state.strict, call.warnings)
                 headers = {"x-request-id": scope["quire.request_id"], **warnings_header(call.warnings)}
                 with _started(call) as streams:
                     if request.stream:
@@ -169,7 +170,7 @@ class _OpenChoice:
             usage = call.usage(streams, call.num_output) if call.request.continuous_usage else None
             data = self._writer.chunks(delta, usage)
             if data:
-                await out.write(data)
+                await out.write(data if out.started else _with_warnings(data, call.warnings))
             if delta.finish_reason is not None:
                 return
 
@@ -182,6 +183,13 @@ class _OpenChoice:
         if data:
             self._out.write_now(data)
         return True
+
+
+def _with_warnings(data: bytes, warnings: list[str]) -> bytes:
+    """Events of which the first one names the fields without effect, beside what it carries anyway."""
+    if not warnings:
+        return data
+    return data.replace(b"data: {", b'data: {"warnings":%b,' % encode(warnings), 1)
 
 
 class ChoiceWriter(ABC):

@@ -84,7 +84,7 @@ def _check_media_type(scope: Scope) -> None:
 
 
 class GuardedProtocol(HttpToolsProtocol):
-    """uvicorn's HTTP protocol with a bound on headers that have not ended yet, in bytes and seconds, and with a channel.
+    """uvicorn's HTTP protocol with a channel, and a bound on headers that have not ended yet, in bytes and seconds.
 
     Without the bound one client can send a header of any size into memory before any application code runs.
     """
@@ -122,7 +122,7 @@ class GuardedProtocol(HttpToolsProtocol):
         before = self.cycle
         super().on_headers_complete()
         if self.cycle is not None and self.cycle is not before:
-            channel = self.scope[KEY] = Channel(self.cycle)  # type: ignore[typeddict-unknown-key]
+            channel = self.scope[KEY] = Channel(self.cycle)  # type: ignore[literal-required]
             # pipelined requests wait here beside the one that is being answered
             self._channels = [known for known in self._channels if known.is_open] + [channel]
 

@@ -1,4 +1,4 @@
-"""Which handler answers a method and a path: two look-ups in dictionaries, and a short list for paths with a name in them."""
+"""Which handler answers a method and a path: two look-ups, and a short list for paths with a name in them."""
 
 from __future__ import annotations
 
