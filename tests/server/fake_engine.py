@@ -21,10 +21,11 @@ from quire.frontend.templates import ChatTemplate
 from quire.messages import EngineStats, Ready, TokenLogprobs, TokenOutput
 from quire.observability.metrics import Metrics
 from quire.params import SamplingParams
-from quire.server.app import Application
+from quire.server.app import ROUTES, Application
 from quire.server.auth import Gate
 from quire.server.limits import GuardedProtocol
 from quire.server.listen import listen, url_of
+from quire.server.routing import Route
 from quire.server.state import ServerState
 
 ANSWER = "Hello world, how are you today? 🙂 I count: 123 456 789, then ☂ and 世."
@@ -134,13 +135,20 @@ def make_service(client: FakeClient, metrics: Metrics | None = None, **options: 
 class Running:
     """A server in its own thread, on a free port."""
 
-    def __init__(self, client: FakeClient, keys: Sequence[str] = (), ready: bool = True) -> None:
+    def __init__(
+        self,
+        client: FakeClient,
+        keys: Sequence[str] = (),
+        ready: bool = True,
+        strict: bool = False,
+        routes: Sequence[Route] = ROUTES,
+    ) -> None:
         self.client = client
         self.metrics = Metrics("fake", lambda: client.stats)
-        self.state = ServerState(client, ("fake", "org/fake"), self.metrics)  # type: ignore[arg-type]
+        self.state = ServerState(client, ("fake", "org/fake"), self.metrics, strict=strict)  # type: ignore[arg-type]
         if ready:
             self.state.serve(make_service(client, self.metrics))
-        self.app = Application(self.state, Gate(keys))
+        self.app = Application(self.state, Gate(keys), routes)
         self._sock = listen("127.0.0.1", 0)
         self.url = url_of(self._sock)
         config = uvicorn.Config(

@@ -216,7 +216,7 @@ def test_engine_dies_with_requests_in_flight() -> None:
     assert json.loads(last)["error"]["type"] == "ServiceUnavailableError"
 
 
-@pytest.mark.parametrize("method_and_path", [(method, path) for method, path, _ in ROUTES] + [("GET", "/nothing")])
+@pytest.mark.parametrize("method_and_path", [(route.method, route.path) for route in ROUTES] + [("GET", "/nothing")])
 def test_every_route_needs_the_key(method_and_path: tuple[str, str]) -> None:
     method, path = method_and_path
     path = path.replace("{name}", "fake")

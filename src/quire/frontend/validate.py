@@ -8,6 +8,7 @@ change it, or that nobody knows, is named in the response's warnings.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
@@ -329,14 +330,43 @@ def _json_object(body: bytes) -> dict[str, Any]:
         raise RequestError("The body is not JSON that can be taken: nested or numbers too long.") from None
     if not isinstance(values, dict):
         raise RequestError("The body must be a JSON object.", code="invalid_json")
-    _check_depth(values)
+    num_names = _check_depth(values)
+    if num_names != _STRING.sub(b"", body).count(b":"):
+        raise RequestError(f"{_given_twice(body)} is given twice.", code="invalid_json")
     return values
 
 
-def _check_depth(values: Any) -> None:
-    level, depth = [values], 0
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+"""A text in valid JSON; outside of these each colon stands after a name."""
+
+
+def _given_twice(body: bytes) -> str:
+    """The first name that an object has twice."""
+
+    def look(pairs: list[tuple[str, Any]]) -> None:
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise KeyError(name)
+            seen.add(name)
+
+    try:
+        json.loads(body, object_pairs_hook=look)
+    except KeyError as error:
+        return _printable(error.args[0])
+    return "A name"
+
+
+def _check_depth(values: Any) -> int:
+    """Count the names in all objects.
+
+    Raises:
+        RequestError: it is nested too deeply.
+    """
+    level, depth, num_names = [values], 0, 0
     while level:
         depth += 1
+        num_names += sum(len(parent) for parent in level if type(parent) is dict)
         if depth > MAX_DEPTH:
             raise RequestError(f"The JSON body is nested deeper than {MAX_DEPTH} levels.", code="invalid_json")
         level = [
@@ -345,12 +375,13 @@ def _check_depth(values: Any) -> None:
             for child in (parent.values() if type(parent) is dict else parent)
             if type(child) is dict or type(child) is list
         ]
+    return num_names
 
 
 def _sort_out(values: dict[str, Any], kind: type[Request]) -> list[str]:
     """Take out fields that the request type does not have; those that would matter are an error."""
     known, whole = kind.__struct_fields__, dict(values)
-    warnings = []
+    warnings: list[str] = []
     for name in [name for name in values if name not in known]:
         value = values.pop(name)
         absent = known_but_absent(name, value, whole)

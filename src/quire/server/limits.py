@@ -76,7 +76,10 @@ def _too_large() -> HttpError:
 
 def _check_media_type(scope: Scope) -> None:
     """JSON only: other types are what a hostile web page can send without asking (CSRF)."""
-    media_type = (header(scope, b"content-type") or "application/json").split(";")[0].strip().lower()
+    media_type, _, more = (header(scope, b"content-type") or "application/json").lower().partition(";")
+    media_type = media_type.strip()
+    if "charset" in more and "utf-8" not in more and "utf8" not in more:
+        raise HttpError(415, "The body must be JSON in UTF-8; other character sets are not taken.")
     if media_type != "application/json" and not media_type.endswith("+json"):
         raise HttpError(415, "The body must be JSON: send the header 'content-type: application/json'.")
     if (header(scope, b"content-encoding") or "identity").lower() != "identity":
