@@ -148,6 +148,10 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     api_server_count: Annotated[
         int, Meta(ge=1, le=64, description="Processes that answer HTTP, on one port; each costs about 60 MB.")
     ] = 1
+    enable_metrics: Annotated[bool, Meta(description="Accepted for vLLM's sake: /metrics is always there.")] = True
+    metrics_port: Annotated[
+        Annotated[int, Meta(ge=1, le=65535)] | None, Meta(description="A further port, with /metrics and /health only.")
+    ] = None
     strict: Annotated[
         bool, Meta(description="Refuse requests with fields that have no effect, instead of naming them in warnings.")
     ] = False

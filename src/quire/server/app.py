@@ -37,6 +37,9 @@ ROUTES: tuple[Route, ...] = routes_about(
     )
 )
 
+OPERATION_ROUTES = tuple(route for route in ROUTES if route.path in ("/metrics", "/health"))
+"""For a port of their own."""
+
 
 class Application:
     """The ASGI application.

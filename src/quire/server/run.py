@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from quire.checkpoint import read_facts, resolve
 from quire.config import EngineConfig, ServerConfig
 from quire.server.banner import LoadingLine, banner
-from quire.server.listen import listen_together, url_of
+from quire.server.listen import listen, listen_together, url_of
 
 if TYPE_CHECKING:
     from quire.frontend.client import Client
@@ -42,11 +42,13 @@ def run(engine_config: EngineConfig, server_config: ServerConfig) -> int:
     model = engine_config.model
     socks = listen_together(server_config.host, server_config.port, server_config.api_server_count)
     try:
+        metrics_port = server_config.metrics_port
+        metrics_sock = listen(server_config.host, metrics_port) if metrics_port is not None else None
         read_facts(resolve(model.model, model.revision, weights=False))  # what is wrong with it is said at once
         import uvloop
 
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(_Serving(engine_config, server_config, socks, started).serve())
+            return runner.run(_Serving(engine_config, server_config, socks, metrics_sock, started).serve())
     finally:
         for sock in socks:
             sock.close()
@@ -56,11 +58,17 @@ class _Serving:
     """Owns one run of the server: its signals, the engine, this process's API and the other API processes."""
 
     def __init__(
-        self, engine_config: EngineConfig, server_config: ServerConfig, socks: list[socket.socket], started: float
+        self,
+        engine_config: EngineConfig,
+        server_config: ServerConfig,
+        socks: list[socket.socket],
+        metrics_sock: socket.socket | None,
+        started: float,
     ) -> None:
         self._engine_config = engine_config
         self._config = server_config
         self._socks = socks
+        self._metrics_sock = metrics_sock
         self._started = started
         self._stopping = asyncio.Event()
         self._force_exit = False
@@ -86,7 +94,7 @@ class _Serving:
         metrics = self._make_metrics(client)
         fleet = Fleet(self._engine_config, self._config, client.folder, self._socks[1:])
         api = ApiServer(self._engine_config, self._config, client, metrics, self._socks[0])
-        serving = api.start()
+        serving = api.start(self._metrics_sock)
         stopping = asyncio.create_task(self._stopping.wait())
         ended = asyncio.create_task(client.wait_ended())
         loading = asyncio.create_task(self._load(api, fleet))

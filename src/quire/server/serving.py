@@ -20,7 +20,7 @@ from quire.config import EngineConfig, ServerConfig
 from quire.frontend.service import TextService
 from quire.frontend.text_side import load_text_side
 from quire.observability.metrics import Metrics
-from quire.server.app import Application
+from quire.server.app import OPERATION_ROUTES, Application
 from quire.server.auth import Gate
 from quire.server.limits import GuardedProtocol
 from quire.server.state import ServerState
@@ -59,11 +59,16 @@ class ApiServer:
         self._index = index
         names = server_config.served_model_name or (engine_config.model.model,)
         self.state = ServerState(client, names, metrics, strict=server_config.strict)
-        self._server = _web_server(Application(self.state, Gate(server_config.api_key)))
+        self._gate = Gate(server_config.api_key)
+        self._server = _web_server(Application(self.state, self._gate))
+        self._metrics: asyncio.Task[None] | None = None
         self._serving: asyncio.Task[None] | None = None
 
-    def start(self) -> asyncio.Task[None]:
-        """Take connections from now on."""
+    def start(self, metrics_sock: socket.socket | None = None) -> asyncio.Task[None]:
+        """Take connections from now on; on a further socket those that want /metrics only."""
+        if metrics_sock is not None:
+            pages = _web_server(Application(self.state, self._gate, OPERATION_ROUTES))
+            self._metrics = asyncio.create_task(pages.serve(sockets=[metrics_sock]))
         self._serving = asyncio.create_task(self._server.serve(sockets=[self._sock]))
         return self._serving
 
@@ -99,6 +104,8 @@ class ApiServer:
         self.state.draining = True
         self._server.should_exit = True
         serving, limit = self._serving, time.monotonic() + seconds
+        if self._metrics is not None:
+            self._metrics.cancel()
         if serving is None:
             return
         while not serving.done() and time.monotonic() < limit and not forced():
