@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import uvicorn
 from vocabularies import chat_tokenizer
 
@@ -40,12 +41,19 @@ class FakeClient:
         step_s: seconds between two tokens.
         fail_after: tokens after which each request fails.
         endless: repeat the answer for ever.
+        max_model_len: of prompt and answer together.
     """
 
     def __init__(
-        self, answer: str = ANSWER, *, step_s: float = 0.0, fail_after: int | None = None, endless: bool = False
+        self,
+        answer: str = ANSWER,
+        *,
+        step_s: float = 0.0,
+        fail_after: int | None = None,
+        endless: bool = False,
+        max_model_len: int = READY.max_model_len,
     ) -> None:
-        self.ready: Ready | None = READY
+        self.ready: Ready | None = msgspec.structs.replace(READY, max_model_len=max_model_len)
         self.stats = EngineStats(num_running=0, kv_usage=0.25, num_preemptions=3)
         self.dead = False
         self.folder = Path("/nowhere")

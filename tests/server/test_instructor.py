@@ -16,7 +16,7 @@ def test_json_in_text() -> None:
         name: str
         age: int
 
-    with running(FakeClient('```json\n{"name": "Ada", "age": 7}\n```')) as server:
+    with running(FakeClient('```json\n{"name": "Ada", "age": 7}\n```', max_model_len=4096)) as server:
         client = openai.OpenAI(base_url=server.url + "/v1", api_key="x", max_retries=0)
         asking = instructor.from_openai(client, mode=instructor.Mode.MD_JSON)
         messages = [{"role": "user", "content": "x"}]

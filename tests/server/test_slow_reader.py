@@ -22,10 +22,7 @@ async def open_stream(server: Running, max_tokens: int) -> tuple[asyncio.StreamR
 
 
 def test_others_go_on_and_nothing_is_lost() -> None:
-    client = FakeClient(LONG, endless=True)
-    client.ready = client.ready.__class__(  # type: ignore[union-attr]
-        **{name: getattr(client.ready, name) for name in client.ready.__struct_fields__} | {"max_model_len": 200_000}
-    )
+    client = FakeClient(LONG, endless=True, max_model_len=200_000)
 
     async def main(server: Running) -> str:
         reader, writer = await open_stream(server, 60_000)  # some 14 MB of events: far more than any buffer holds
