@@ -21,6 +21,6 @@ def test_json_in_text() -> None:
         asking = instructor.from_openai(client, mode=instructor.Mode.MD_JSON)
         messages = [{"role": "user", "content": "x"}]
         found = asking.chat.completions.create(model="fake", messages=messages, response_model=Person, max_retries=0)
-        assert found == Person(name="Ada", age=7)
+        assert (found.name, found.age) == ("Ada", 7)
         partial = asking.chat.completions.create_partial(model="fake", messages=messages, response_model=Person)
         assert list(partial)[-1].age == 7

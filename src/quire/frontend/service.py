@@ -168,6 +168,12 @@ class TextService:
         self._check_text_len(text)
         return await self.tokenizer.encode_async(text, add_special_tokens=add_special_tokens)
 
+    async def encode_many_async(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int]]:
+        """Token ids of several prompts, in their order, without holding up the event loop."""
+        for text in texts:
+            self._check_text_len(text)
+        return await self.tokenizer.encode_many_async(texts, add_special_tokens=add_special_tokens)
+
     def render_chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
         """The prompt text of a conversation; `options` as in `ChatTemplate.render`.
 
