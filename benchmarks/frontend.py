@@ -240,10 +240,45 @@ class Row:
         return 1e3 * found[int(share * (len(found) - 1))] if found else float("nan")
 
 
+def bare_send_us(num_socks: int = 256) -> float:
+    """The yardstick: CPU time of handing a chunk's bytes to the kernel, with nothing around it, on this machine now."""
+    listener = socket.create_server(("127.0.0.1", 0), backlog=num_socks)
+    reader = subprocess.Popen([sys.executable, "-c", _READER, str(listener.getsockname()[1]), str(num_socks)])
+    socks = [listener.accept()[0] for _ in range(num_socks)]
+    data = b"x" * 260
+    start = time.process_time()
+    for _ in range(200):
+        for sock in socks:
+            sock.send(data)
+        time.sleep(0.005)
+    took = time.process_time() - start
+    for sock in (*socks, listener):
+        sock.close()
+    reader.wait()
+    return took / 200 / num_socks * 1e6
+
+
+_READER = """
+import select, socket, sys
+poll, socks = select.epoll(), {}
+for _ in range(int(sys.argv[2])):
+    sock = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
+    socks[sock.fileno()] = sock
+    poll.register(sock.fileno(), select.EPOLLIN)
+while socks:
+    for fd, _ in poll.poll():
+        if not socks[fd].recv(1 << 16):
+            poll.unregister(fd)
+            socks.pop(fd).close()
+"""
+
+
 def chunk_cases(folder: Path, flags: list[str], seconds: float, offers: list[tuple[int, float]]) -> None:
     """Long streams: what a chunk costs."""
-    print("| API | streams | offered chunks/s | chunks/s | CPU us/chunk | chunks/tokens | API cores busy |")
-    print("|---|---|---|---|---|---|---|")
+    print(
+        "| API | streams | offered chunks/s | chunks/s | CPU us/chunk | a bare send | chunks/tokens | API cores busy |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
     for streams, step_ms in offers:
         with serving(folder, step_ms, flags) as (port, processes):
             for name, request in (
@@ -254,7 +289,7 @@ def chunk_cases(folder: Path, flags: list[str], seconds: float, offers: list[tup
                 rate, offered = row.count.chunks / row.seconds, streams / step_ms * 1e3
                 print(
                     f"| {name} | {streams} | {offered:,.0f} | {rate:,.0f} | {row.cpu / row.count.chunks * 1e6:.1f} "
-                    f"| {min(rate / offered, 1):.2f} | {row.cpu / row.seconds:.2f} |",
+                    f"| {bare_send_us():.1f} | {min(rate / offered, 1):.2f} | {row.cpu / row.seconds:.2f} |",
                     flush=True,
                 )
 

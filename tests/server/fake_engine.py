@@ -30,7 +30,22 @@ from quire.server.routing import Route
 from quire.server.state import ServerState
 
 ANSWER = "Hello world, how are you today? 🙂 I count: 123 456 789, then ☂ and 世."
-READY = Ready("cpu", "float32", 1 << 20, 1 << 20, 101, 16, 256, 8, 64, 0, 512, {"weights": 0.1})
+READY = Ready(
+    device="cpu",
+    dtype="float32",
+    weights_bytes=1 << 20,
+    kv_bytes=1 << 20,
+    num_blocks=101,
+    block_size=16,
+    max_model_len=256,
+    max_num_seqs=8,
+    max_num_batched_tokens=64,
+    mixed_sizes=[],
+    mixed_patience=0,
+    mixed_alone=0,
+    vocab_size=512,
+    seconds={"weights": 0.1},
+)
 
 
 class FakeClient:

@@ -28,7 +28,20 @@ from quire.messages import (
 VOCAB_SIZE = 1 << 17
 MAX_MODEL_LEN = 1 << 15
 READY = Ready(
-    "fake", "none", 0, 1 << 20, (1 << 20) + 1, 16, MAX_MODEL_LEN, 4096, 1 << 16, 0, VOCAB_SIZE, {"weights": 0.0}
+    device="fake",
+    dtype="none",
+    weights_bytes=0,
+    kv_bytes=1 << 20,
+    num_blocks=(1 << 20) + 1,
+    block_size=16,
+    max_model_len=MAX_MODEL_LEN,
+    max_num_seqs=4096,
+    max_num_batched_tokens=1 << 16,
+    mixed_sizes=[],
+    mixed_patience=0,
+    mixed_alone=0,
+    vocab_size=VOCAB_SIZE,
+    seconds={"weights": 0.0},
 )
 
 

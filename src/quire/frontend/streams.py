@@ -22,7 +22,7 @@ from quire.frontend.detokenizer import AnyDetokenizer, NoDetokenizer
 from quire.messages import TokenLogprobs, TokenOutput
 
 
-class Delta(msgspec.Struct):
+class Delta(msgspec.Struct, gc=False):
     """What is new since the last one. The last has a `finish_reason`.
 
     Attributes:
@@ -205,15 +205,16 @@ class RequestStream:
     def _to_delta(self, output: TokenOutput) -> Delta:
         """Text for the tokens; a stop string may end the output before the engine does."""
         token_ids, reason = output.token_ids, output.finish_reason
-        text, count, stop = self._detokenizer.push(token_ids, stop_token=reason == "stop")
+        pushed = self._detokenizer.push(token_ids, stop_token=reason == "stop")
+        text, stop = pushed.text, pushed.stop
         if reason is None and stop is None:  # nearly always
             return Delta(token_ids, text, output.logprobs)
         if stop is None:
             rest = self._detokenizer.finish()
             text, stop = text + rest.text, rest.stop
         if stop is not None:
-            logprobs = output.logprobs[:count] if output.logprobs else None
-            return Delta(token_ids[:count], text, logprobs, "stop", stop)
+            logprobs = output.logprobs[: pushed.num_tokens] if output.logprobs else None
+            return Delta(token_ids[: pushed.num_tokens], text, logprobs, "stop", stop)
         last = token_ids[-1] if token_ids else None
         stop_token = last if reason == "stop" and last not in self._end_token_ids else None
         return Delta(list(token_ids), text, output.logprobs, reason, stop_token)
