@@ -157,6 +157,29 @@ def test_the_engines_end_is_told_in_every_process(folder: Path, servers: list[Se
 def test_the_main_process_takes_the_others_along(folder: Path, servers: list[Server]) -> None:
     server = Server(folder)
     servers.append(server)
-    family = psutil.Process(server.process.pid).children()
+    family = psutil.Process(server.process.pid).children(recursive=True)
     server.process.kill()
     assert len(family) == COUNT and not psutil.wait_procs(family, timeout=5)[1]
+
+
+def test_a_failed_start_leaves_nobody_behind(folder: Path, servers: list[Server]) -> None:
+    mark = f"{os.getpid()}-{time.monotonic()}"
+    server = Server(folder, COUNT, QUIRE_FAKE_FAIL="1", QUIRE_FAKE_MARK=mark)
+    servers.append(server)
+    code, log = server.end()
+    assert code != 0 and log.strip().splitlines()[-1].endswith("lower --max-model-len to 77.")
+    assert "Traceback" not in log
+    end = time.monotonic() + 5
+    while (left := _marked(mark)) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not left
+
+
+def _marked(mark: str) -> list[psutil.Process]:
+    """Processes that were started with this mark in their environment, in whatever generation."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("QUIRE_FAKE_MARK") == mark:
+                found.append(process)
+    return found

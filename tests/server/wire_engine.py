@@ -2,7 +2,7 @@
 
 Run in place of `quire.launch.child`. Every step gives each running request one token, four of its prompt's tokens in a
 circle, until `max_tokens` of them; a step takes QUIRE_FAKE_STEP_MS milliseconds (default 1), however many requests
-there are. With QUIRE_FAKE_DIE_AFTER it ends by itself after so many seconds.
+there are. With QUIRE_FAKE_DIE_AFTER it ends by itself after so many seconds, with QUIRE_FAKE_FAIL it never comes up.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from quire.messages import (
     Outputs,
     Ready,
     Shutdown,
+    StartFailed,
     TokenOutput,
     unpack_ids,
 )
@@ -114,6 +115,10 @@ def main() -> None:
         timer.daemon = True
         timer.start()
     wire = Wire(Path(sys.argv[1]), *map(int, sys.argv[2:]))
+    if "QUIRE_FAKE_FAIL" in os.environ:
+        wire.send(StartFailed("No room for the KV cache: lower --max-model-len to 77.", "config"))
+        wire.close()
+        sys.exit(1)
     WireEngine(wire, float(os.environ.get("QUIRE_FAKE_STEP_MS", "1")) / 1e3).run()
     wire.close()
 

@@ -138,7 +138,9 @@ def _read_line() -> bytes:
     """One line of standard input, unbuffered: a buffer's lock would be held by the lifeline thread at exit."""
     line = b""
     while not line.endswith(b"\n"):
-        line += os.read(0, 65536)
+        if not (piece := os.read(0, 65536)):
+            os._exit(3)  # the parent is gone
+        line += piece
     return line
 
 

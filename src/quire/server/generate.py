@@ -176,12 +176,13 @@ class _OpenChoice:
 
     def _write_now(self, delta: Delta) -> bool:
         """Write a delta as it arrives. A reader that is behind, or a response not begun, has it wait for `run`."""
-        if not self._out.ready:
+        channel = self._out.channel
+        if channel is None or not channel.ready:
             return False
         self._call.num_output += len(delta.token_ids)
         data = self._writer.chunks(delta, None)
         if data:
-            self._out.write_now(data)
+            channel.write_now(data)
         return True
 
 

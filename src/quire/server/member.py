@@ -95,7 +95,9 @@ def _read_orders(loop: asyncio.AbstractEventLoop, obey: object) -> None:
 def _read_line() -> bytes:
     line = b""
     while not line.endswith(b"\n"):
-        line += os.read(0, 1)
+        if not (piece := os.read(0, 1)):
+            os._exit(3)  # the main process is gone
+        line += piece
     return line
 
 

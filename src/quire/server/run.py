@@ -132,7 +132,12 @@ class _Serving:
 
     async def _load(self, api: ApiServer, fleet: Fleet) -> None:
         """Until every API process has what it needs; from then on requests are taken, here first."""
-        service, _ = await asyncio.gather(api.load(), fleet.start())
+        both = asyncio.create_task(api.load()), asyncio.create_task(fleet.start())
+        try:
+            service, _ = await asyncio.gather(*both)
+        finally:
+            for task in both:  # where one fails the other is not waited for
+                task.cancel()
         api.begin(service)
         fleet.tell("go")
 

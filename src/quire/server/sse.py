@@ -21,7 +21,7 @@ def event(value: Any) -> bytes:
 
 
 class EventStream:
-    """Owns one response: starts it with the first write, ends it once.
+    """Owns one response: starts it with the first write, ends it once. In between its channel may be written to.
 
     Args:
         send: the ASGI channel.
@@ -32,7 +32,7 @@ class EventStream:
     def __init__(self, send: Send, headers: dict[str, str] | None = None, channel: Channel | None = None) -> None:
         self._send = send
         self._headers = {**_HEADERS, **(headers or {})}
-        self._channel = channel
+        self.channel = channel
         self._starting = asyncio.Lock()
         self.started = False
 
@@ -45,16 +45,6 @@ class EventStream:
                     await self._send(head)
                     self.started = True
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
-
-    @property
-    def ready(self) -> bool:
-        """Whether `write_now` may be called."""
-        return self._channel is not None and self._channel.ready
-
-    def write_now(self, data: bytes) -> None:
-        """Send events without waiting."""
-        if self._channel is not None:
-            self._channel.write_now(data)
 
     async def end(self, data: bytes = DONE) -> None:
         """Send the last events and close the response."""
