@@ -152,6 +152,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     metrics_port: Annotated[
         Annotated[int, Meta(ge=1, le=65535)] | None, Meta(description="A further port, with /metrics and /health only.")
     ] = None
+    stream_interval: Annotated[
+        int, Meta(ge=1, le=1024, description="Tokens per chunk of a stream; the first token always goes out at once.")
+    ] = 1
     strict: Annotated[
         bool, Meta(description="Refuse requests with fields that have no effect, instead of naming them in warnings.")
     ] = False

@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from quire.errors import RequestFailedError
 from quire.frontend.backlog import joined
 from quire.frontend.streams import Delta, RequestStream
 from quire.messages import EngineStats, Outputs, TokenLogprobs, TokenOutput
@@ -75,6 +76,42 @@ def test_a_sinks_error_is_the_consumers_alone() -> None:
         assert aborted == [7]
 
     asyncio.run(main())
+
+
+def test_an_interval() -> None:
+    """The first token at once, then so many together, and what is left with the end."""
+
+    async def main() -> list[list[int]]:
+        stream, taken = RequestStream(interval=3), []
+        stream.attach(7, lambda _: None)
+
+        def sink(delta: Delta) -> bool:
+            taken.append(delta.token_ids)
+            return True
+
+        async def consume() -> None:
+            while (delta := await stream.next_delta(sink)) is not None:
+                taken.append(delta.token_ids)
+
+        task = asyncio.create_task(consume())
+        for i in range(9):
+            await turn()
+            stream.push(TokenOutput(7, [i] if i != 5 else [50, 51, 52, 53], "length" if i == 8 else None))
+        await task
+        return taken
+
+    assert asyncio.run(main()) == [[0], [1, 2, 3], [4, 50, 51, 52, 53], [6, 7, 8]]
+
+    async def fails() -> None:
+        stream = RequestStream(interval=9)
+        for i in range(3):
+            stream.push(TokenOutput(7, [i]))
+        stream.push(TokenOutput(7, [], "error", error="lost"))
+        assert (await anext(stream)).token_ids == [0, 1, 2]  # what came before is not lost
+        with pytest.raises(RequestFailedError):
+            await anext(stream)
+
+    asyncio.run(fails())
 
 
 def test_a_backlog_is_joined() -> None:

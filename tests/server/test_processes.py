@@ -27,13 +27,13 @@ BODY = {"prompt": "Hello world, how are you today?", "max_tokens": 20}
 class Server:
     """A running server of several processes."""
 
-    def __init__(self, folder: Path, count: int = COUNT, **environment: str) -> None:
+    def __init__(self, folder: Path, count: int = COUNT, *, stream_interval: int = 1, **environment: str) -> None:
         with socket.socket() as sock:
             sock.bind(("127.0.0.1", 0))
             self.port = sock.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         command = [sys.executable, str(PROGRAM), "serve", str(folder), "--port", str(self.port)]
-        command += ["--api-server-count", str(count)]
+        command += ["--api-server-count", str(count), "--stream-interval", str(stream_interval)]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment})
         self.codes: list[int] = []
         end = time.monotonic() + 40
@@ -145,11 +145,19 @@ def test_a_lost_process_ends_the_server(folder: Path, servers: list[Server]) -> 
 
 
 def test_the_engines_end_is_told_in_every_process(folder: Path, servers: list[Server]) -> None:
-    server = Server(folder, 2, QUIRE_FAKE_DIE_AFTER="4", QUIRE_FAKE_STEP_MS="20")
+    server = Server(folder, 2, QUIRE_FAKE_STEP_MS="20")
     servers.append(server)
-    answers = asyncio.run(ask_many(server.url, 20, max_tokens=100_000 // 400, stream=True, prompt=[65]))
-    told = [a for a in answers if isinstance(a, httpx.Response) and '"ServiceUnavailableError"' in a.text]
-    assert len(told) == 20
+    [engine] = [c for c in psutil.Process(server.process.pid).children() if "wire_engine.py" in " ".join(c.cmdline())]
+
+    async def lose_it() -> list[httpx.Response | Exception]:
+        asking = asyncio.create_task(ask_many(server.url, 20, max_tokens=250, stream=True, prompt=[65]))
+        while (await asyncio.to_thread(server.metrics))["vllm:num_requests_running"] < 20:
+            await asyncio.sleep(0.01)
+        engine.kill()
+        return await asking
+
+    answers = asyncio.run(lose_it())
+    assert all('"ServiceUnavailableError"' in answer.text for answer in answers)  # type: ignore[union-attr]
     code, log = server.end()
     assert code == 1 and "The engine has ended unexpectedly" in log
 
@@ -183,3 +191,12 @@ def _marked(mark: str) -> list[psutil.Process]:
             if process.environ().get("QUIRE_FAKE_MARK") == mark:
                 found.append(process)
     return found
+
+
+def test_the_stream_interval(folder: Path, servers: list[Server]) -> None:
+    server = Server(folder, 1, stream_interval=8)
+    servers.append(server)
+    [answer] = asyncio.run(ask_many(server.url, 1, max_tokens=50, stream=True, ignore_eos=True))
+    assert isinstance(answer, httpx.Response) and server.metrics()["vllm:generation_tokens_total"] == 50
+    num_chunks = answer.text.count('"text":')
+    assert 2 <= num_chunks <= 8  # 1, 8, 8, 8, 8, 8, 8, 1, or fewer

@@ -2,7 +2,7 @@
 
 Run in place of `quire.launch.child`. Every step gives each running request one token, four of its prompt's tokens in a
 circle, until `max_tokens` of them; a step takes QUIRE_FAKE_STEP_MS milliseconds (default 1), however many requests
-there are. With QUIRE_FAKE_DIE_AFTER it ends by itself after so many seconds, with QUIRE_FAKE_FAIL it never comes up.
+there are. With QUIRE_FAKE_FAIL it never comes up.
 """
 
 from __future__ import annotations
@@ -110,10 +110,6 @@ def main() -> None:
         os._exit(3)
 
     threading.Thread(target=die_with_parent, daemon=True).start()
-    if after := os.environ.get("QUIRE_FAKE_DIE_AFTER"):
-        timer = threading.Timer(float(after), lambda: os._exit(9))
-        timer.daemon = True
-        timer.start()
     wire = Wire(Path(sys.argv[1]), *map(int, sys.argv[2:]))
     if "QUIRE_FAKE_FAIL" in os.environ:
         wire.send(StartFailed("No room for the KV cache: lower --max-model-len to 77.", "config"))

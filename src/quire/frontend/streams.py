@@ -65,6 +65,7 @@ class RequestStream:
         detokenizer: fresh, or None for token ids only.
         end_token_ids: the model's own end tokens; they are no stop reason.
         observer: told about tokens and the end.
+        interval: tokens in a delta, besides the first and the last ones; several at once may make it more.
 
     Attributes:
         num_cached_tokens: prompt tokens that the prefix cache gave; known with the first output.
@@ -76,12 +77,15 @@ class RequestStream:
         detokenizer: AnyDetokenizer | None = None,
         end_token_ids: Collection[int] = (),
         observer: TokenObserver | None = None,
+        interval: int = 1,
     ) -> None:
         self.num_cached_tokens = 0
         self.arrival = time.monotonic()
         self._detokenizer = detokenizer or NoDetokenizer()
         self._end_token_ids = end_token_ids
         self._observer = observer
+        self._interval = interval
+        self._held: Delta | None = None  # fewer tokens than make a delta; None while the first is still to come
         self._id = -1
         self._abort: Callable[[int], None] | None = None
         self._new: Delta | None = None
@@ -110,18 +114,39 @@ class RequestStream:
             self.num_cached_tokens = output.num_cached_tokens
         if self._observer and delta.token_ids:
             self._observer.on_tokens(now, len(delta.token_ids), output.queued_s)
+        if self._interval > 1:
+            gathered = self._gathered(delta)
+            if gathered is None:
+                return
+            delta = gathered
         if delta.finish_reason is None and self._sink is not None and self._taken(delta):
             return
-        if self._new is None:
-            self._new = delta
-        else:
-            self._new.extend(delta)
+        self._keep(delta)
         if delta.finish_reason:
             if output.finish_reason is None and self._abort:  # a stop string: the engine does not know yet
                 self._abort(self._id)
             self._end(delta.finish_reason, now)
         elif not self._collecting:
             self._wake()
+
+    def _keep(self, delta: Delta) -> None:
+        """Until the consumer comes for it."""
+        if self._new is None:
+            self._new = delta
+        else:
+            self._new.extend(delta)
+
+    def _gathered(self, delta: Delta) -> Delta | None:
+        """This delta with what was held before it; None while that is too little. The first goes out at once."""
+        held = self._held
+        if held is None:
+            self._held = Delta([], "")
+            return delta
+        held.extend(delta)
+        if held.finish_reason is None and len(held.token_ids) < self._interval:
+            return None
+        self._held = Delta([], "")
+        return held
 
     def _taken(self, delta: Delta) -> bool:
         """Whether the sink has it. A sink's own error is the consumer's: he gets it raised, the others go on."""
@@ -134,6 +159,8 @@ class RequestStream:
     def fail(self, error: QuireError) -> None:
         """End with an error; whoever consumes the stream gets it raised."""
         if not self._ended:
+            if self._held is not None and self._held.token_ids:
+                self._keep(self._held)
             self._error = error
             self._end("error", time.monotonic())
 

@@ -88,6 +88,7 @@ class ApiServer:
             seed=model.seed + self._index * _SEED_STEP,
             use_generation_config=config.generation_config == "auto",
             metrics=self.state.metrics,
+            stream_interval=config.stream_interval,
             tool_parser=config.tool_call_parser,
             reasoning_parser=config.reasoning_parser,
         )
