@@ -81,8 +81,8 @@ def test_what_is_no_message_of_ours_is_dropped(tmp_path: Path) -> None:
 
     context = zmq.Context()
     to_engine, from_engine = context.socket(zmq.PUSH), context.socket(zmq.PULL)
-    to_engine.bind(f"ipc://{tmp_path / 'in'}")
-    from_engine.bind(f"ipc://{tmp_path / 'out'}")
+    to_engine.bind(f"ipc://{tmp_path / 'in0'}")
+    from_engine.bind(f"ipc://{tmp_path / 'out0'}")
     wire = Wire(tmp_path)
     import msgspec
 

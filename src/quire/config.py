@@ -145,6 +145,19 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
         Literal["auto", "none"],
         Meta(description="auto takes default sampling values from the checkpoint's generation_config.json."),
     ] = "auto"
+    api_server_count: Annotated[
+        int, Meta(ge=1, le=64, description="Processes that answer HTTP, on one port; each costs about 60 MB.")
+    ] = 1
+    enable_metrics: Annotated[bool, Meta(description="Accepted for vLLM's sake: /metrics is always there.")] = True
+    metrics_port: Annotated[
+        Annotated[int, Meta(ge=1, le=65535)] | None, Meta(description="A further port, with /metrics and /health only.")
+    ] = None
+    stream_interval: Annotated[
+        int, Meta(ge=1, le=1024, description="Tokens per chunk of a stream; the first token always goes out at once.")
+    ] = 1
+    strict: Annotated[
+        bool, Meta(description="Refuse requests with fields that have no effect, instead of naming them in warnings.")
+    ] = False
     shutdown_timeout: Annotated[
         float, Meta(ge=0, description="Seconds that running requests get to finish after a stop signal.")
     ] = 30

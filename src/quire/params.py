@@ -207,3 +207,8 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
         for name in ("ignore_eos", "include_stop_str_in_output", "skip_special_tokens", "detokenize")
     },
 }
+
+
+def describe_range(name: str) -> str | None:
+    """What a value of this field must be, in words; None if the type says it all."""
+    return _RANGES[name][1] if name in _RANGES else None

@@ -202,7 +202,8 @@ def test_sigterm_lets_running_requests_finish() -> None:
     async def finish() -> httpx.Response:
         async with httpx.AsyncClient(timeout=30) as http:
             request = asyncio.create_task(http.post(server.url + "/v1/completions", json=body))
-            await asyncio.sleep(0.2)
+            while await asyncio.to_thread(server.metric, "vllm:num_requests_running") < 1:
+                await asyncio.sleep(0.01)
             server.process.send_signal(signal.SIGTERM)
             return await request
 

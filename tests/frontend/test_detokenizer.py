@@ -9,6 +9,7 @@ import pytest
 from vocabularies import byte_fallback_core, byte_level_core, metaspace_core, wordpiece_core
 
 from quire.frontend.decoding import ByteLane, PieceLane, WindowLane
+from quire.frontend.detokenizer import Pushed
 from quire.frontend.tokenizer import Tokenizer
 from quire.params import SamplingParams
 
@@ -105,5 +106,5 @@ def test_stop_token_text_is_left_out() -> None:
 
 def test_without_detokenize() -> None:
     detokenizer = Tokenizer(byte_level_core()).detokenizer(SamplingParams(detokenize=False))
-    assert detokenizer.push([5, 6]) == ("", 2, None)
+    assert detokenizer.push([5, 6]) == Pushed("", 2)
     assert detokenizer.finish().text == ""

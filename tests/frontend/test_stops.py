@@ -8,6 +8,7 @@ import time
 import pytest
 from vocabularies import byte_level_core
 
+from quire.frontend.detokenizer import Pushed
 from quire.frontend.stops import StopAutomaton, StopMatcher
 from quire.frontend.tokenizer import Tokenizer
 from quire.params import SamplingParams
@@ -95,7 +96,7 @@ def test_tokens_after_the_stop_do_not_count() -> None:
     ids = tokenizer.encode("xyxy", add_special_tokens=False)
     assert len(ids) == 4
     pushed = tokenizer.detokenizer(SamplingParams(stop=["y"])).push(ids)
-    assert pushed == ("x", 2, "y")
+    assert pushed == Pushed("x", 2, "y")
 
 
 def test_stop_in_held_back_bytes_is_found_at_the_end() -> None:
@@ -105,4 +106,4 @@ def test_stop_in_held_back_bytes_is_found_at_the_end() -> None:
     ids = [tokenizer.token_to_id(f"<0x{byte:02X}>") for byte in "🙂!".encode()]
     detokenizer = tokenizer.detokenizer(SamplingParams(stop=["!"]))
     assert detokenizer.push(ids).text == ""  # type: ignore[arg-type]
-    assert detokenizer.finish() == ("🙂", 0, "!")
+    assert detokenizer.finish() == Pushed("🙂", 0, "!")

@@ -92,3 +92,24 @@ def test_some_special_tokens_can_be_kept(cut: int) -> None:
         detokenizer = tokenizer.detokenizers(SamplingParams(), 1, keep)[0]
         pieces = [detokenizer.push(ids[i : i + cut]).text for i in range(0, len(ids), cut)]
         assert "".join(pieces) + detokenizer.finish().text == expected
+
+
+def test_many_texts_keep_their_order_and_much_text_leaves_the_loop() -> None:
+    import threading
+
+    tokenizer = Tokenizer(byte_level_core())
+    seen: list[str] = []
+    encode = tokenizer.encode_many
+
+    def watched(texts: list[str], **options: bool) -> list[list[int]]:
+        seen.append(threading.current_thread().name)
+        return encode(texts, **options)
+
+    tokenizer.encode_many = watched  # type: ignore[method-assign, assignment]
+    texts = [f"{i} " * (1 + i * 7 % 50) for i in range(64)]
+    found = asyncio.run(tokenizer.encode_many_async(texts))
+    assert found == [tokenizer.encode(text) for text in texts]
+    assert asyncio.run(tokenizer.encode_many_async(["a", "b"])) == [tokenizer.encode("a"), tokenizer.encode("b")]
+    assert asyncio.run(tokenizer.encode_many_async([])) == []
+    assert seen[0].startswith("quire-tokenize") and seen[1] == "MainThread"
+    tokenizer.close()

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import uvicorn
 from vocabularies import chat_tokenizer
 
@@ -21,14 +22,30 @@ from quire.frontend.templates import ChatTemplate
 from quire.messages import EngineStats, Ready, TokenLogprobs, TokenOutput
 from quire.observability.metrics import Metrics
 from quire.params import SamplingParams
-from quire.server.app import Application
+from quire.server.app import ROUTES, Application
 from quire.server.auth import Gate
 from quire.server.limits import GuardedProtocol
 from quire.server.listen import listen, url_of
+from quire.server.routing import Route
 from quire.server.state import ServerState
 
 ANSWER = "Hello world, how are you today? 🙂 I count: 123 456 789, then ☂ and 世."
-READY = Ready("cpu", "float32", 1 << 20, 1 << 20, 101, 16, 256, 8, 64, 0, 512, {"weights": 0.1})
+READY = Ready(
+    device="cpu",
+    dtype="float32",
+    weights_bytes=1 << 20,
+    kv_bytes=1 << 20,
+    num_blocks=101,
+    block_size=16,
+    max_model_len=256,
+    max_num_seqs=8,
+    max_num_batched_tokens=64,
+    mixed_sizes=[],
+    mixed_patience=0,
+    mixed_alone=0,
+    vocab_size=512,
+    seconds={"weights": 0.1},
+)
 
 
 class FakeClient:
@@ -39,14 +56,22 @@ class FakeClient:
         step_s: seconds between two tokens.
         fail_after: tokens after which each request fails.
         endless: repeat the answer for ever.
+        max_model_len: of prompt and answer together.
     """
 
     def __init__(
-        self, answer: str = ANSWER, *, step_s: float = 0.0, fail_after: int | None = None, endless: bool = False
+        self,
+        answer: str = ANSWER,
+        *,
+        step_s: float = 0.0,
+        fail_after: int | None = None,
+        endless: bool = False,
+        max_model_len: int = READY.max_model_len,
     ) -> None:
-        self.ready: Ready | None = READY
+        self.ready: Ready | None = msgspec.structs.replace(READY, max_model_len=max_model_len)
         self.stats = EngineStats(num_running=0, kv_usage=0.25, num_preemptions=3)
         self.dead = False
+        self.folder = Path("/nowhere")
         self.submitted: list[tuple[list[int], SamplingParams, dict[str, Any]]] = []
         self.steps: dict[int, int] = {}
         self.step_s, self.fail_after, self.endless = step_s, fail_after, endless
@@ -133,13 +158,20 @@ def make_service(client: FakeClient, metrics: Metrics | None = None, **options: 
 class Running:
     """A server in its own thread, on a free port."""
 
-    def __init__(self, client: FakeClient, keys: Sequence[str] = (), ready: bool = True) -> None:
+    def __init__(
+        self,
+        client: FakeClient,
+        keys: Sequence[str] = (),
+        ready: bool = True,
+        strict: bool = False,
+        routes: Sequence[Route] = ROUTES,
+    ) -> None:
         self.client = client
         self.metrics = Metrics("fake", lambda: client.stats)
-        self.state = ServerState(client, ("fake", "org/fake"), self.metrics)  # type: ignore[arg-type]
+        self.state = ServerState(client, ("fake", "org/fake"), self.metrics, strict=strict)  # type: ignore[arg-type]
         if ready:
             self.state.serve(make_service(client, self.metrics))
-        self.app = Application(self.state, Gate(keys))
+        self.app = Application(self.state, Gate(keys), routes)
         self._sock = listen("127.0.0.1", 0)
         self.url = url_of(self._sock)
         config = uvicorn.Config(
@@ -150,7 +182,7 @@ class Running:
             log_config=None,
             access_log=False,  # type: ignore
         )
-        self._server = uvicorn.Server(config)
+        self.server = uvicorn.Server(config)
         self.loop: asyncio.AbstractEventLoop | None = None
         self._up = threading.Event()
         self._thread = threading.Thread(target=self._main, daemon=True)
@@ -163,8 +195,8 @@ class Running:
         async def serve() -> None:
             self.loop = asyncio.get_running_loop()
             self._up.set()
-            self._server.capture_signals = contextlib.nullcontext  # type: ignore
-            await self._server.serve(sockets=[self._sock])
+            self.server.capture_signals = contextlib.nullcontext  # type: ignore
+            await self.server.serve(sockets=[self._sock])
 
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve())
@@ -174,8 +206,8 @@ class Running:
         self.loop.call_soon_threadsafe(function)
 
     def close(self) -> None:
-        self._server.should_exit = True
-        self._server.force_exit = True
+        self.server.should_exit = True
+        self.server.force_exit = True
         self._thread.join(10)
         self._sock.close()
 

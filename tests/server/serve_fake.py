@@ -12,7 +12,7 @@ from quire.errors import StartupError
 from quire.messages import Progress
 
 
-async def start_engine(config: Any, on_progress: Any = None) -> FakeClient:
+async def start_engine(config: Any, on_progress: Any = None, *, num_clients: int = 1) -> FakeClient:
     kind = sys.argv[1]
     client = FakeClient(step_s=0.05, endless=True)
     client.ready = None

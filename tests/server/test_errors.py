@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import socket
@@ -216,10 +217,10 @@ def test_engine_dies_with_requests_in_flight() -> None:
     assert json.loads(last)["error"]["type"] == "ServiceUnavailableError"
 
 
-@pytest.mark.parametrize("method_and_path", [(method, path) for method, path, _ in ROUTES] + [("GET", "/nothing")])
+@pytest.mark.parametrize("method_and_path", [(route.method, route.path) for route in ROUTES] + [("GET", "/nothing")])
 def test_every_route_needs_the_key(method_and_path: tuple[str, str]) -> None:
     method, path = method_and_path
-    path = path.replace("{name:path}", "fake")
+    path = path.replace("{name}", "fake")
     with running(keys=("secret", "zweiter-schlüssel")) as server, httpx.Client(base_url=server.url) as http:
         bad: list[dict[str, str]] = [{}, {"authorization": "Bearer wrong"}, {"authorization": "Bearer"}]
         bad += [{"authorization": "Basic secret"}, {"authorization": "secret"}, {"host": "x/health?"}]
@@ -248,3 +249,33 @@ def test_metrics_do_not_grow_with_what_clients_send() -> None:
             http.request(f"M{i}", f"/path{i}")
             http.post(CHAT, json={**BODY, "model": f"m{i}"})
         assert abs(len(http.get("/metrics").text) - before) < 1000
+
+
+def test_an_error_in_one_stream_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Text is written as the engine's messages are read: what fails there must not reach the neighbours."""
+    from quire.server.completions import _TextWriter
+
+    chunks, calls = _TextWriter.chunks, 0
+
+    def failing(self: _TextWriter, delta: object, usage: object) -> bytes:
+        nonlocal calls
+        if self._call.request.seed == 13:
+            calls += 1
+            if calls > 4:
+                raise ZeroDivisionError
+        return chunks(self, delta, usage)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(_TextWriter, "chunks", failing)
+    with running(FakeClient(step_s=0.001)) as server, httpx.Client(base_url=server.url, timeout=20) as http:
+
+        async def both() -> list[str]:
+            async with httpx.AsyncClient(base_url=server.url, timeout=20) as http:
+                bodies = [{"prompt": "x", "stream": True, "max_tokens": 50, "seed": seed} for seed in (13, 14, 15)]
+                return [a.text for a in await asyncio.gather(*(http.post("/v1/completions", json=b) for b in bodies))]
+
+        broken, *fine = asyncio.run(both())
+        error = json.loads(broken.strip().split("\n\n")[-1].removeprefix("data: "))["error"]
+        assert error["type"] == "InternalServerError" or error["code"] == 500
+        assert "ZeroDivision" not in broken and "[DONE]" not in broken
+        assert all(text.endswith("data: [DONE]\n\n") for text in fine)
+        assert server.client.num_in_flight == 0 and http.get("/health").status_code == 200

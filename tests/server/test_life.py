@@ -15,11 +15,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import msgspec
 import pytest
+from fake_engine import READY
 from vocabularies import write_checkpoint
 
 from quire.errors import ConfigError, StartupError
-from quire.messages import Progress, Ready
+from quire.messages import Progress
 from quire.server.banner import LoadingLine, banner
 from quire.server.listen import listen, url_of
 
@@ -195,13 +197,21 @@ def test_listen() -> None:
 
 
 def test_banner() -> None:
-    ready = Ready(
-        "NVIDIA H200", "bfloat16", 15 << 30, 100 << 30, 50_001, 16, 8192, 256, 8192, 512, 128_256, {"load": 1.0}
+    ready = msgspec.structs.replace(
+        READY,
+        weights_bytes=15 << 30,
+        kv_bytes=100 << 30,
+        num_blocks=50_001,
+        max_model_len=8192,
+        max_num_seqs=256,
+        seconds={"load": 1.0},
     )
     options = {"names": ("m",), "url": "http://x:1", "max_body_bytes": 4 << 20, "max_choices": 16, "seconds": 9.87}
     text = banner(ready, keys=0, open_host=True, **options)  # type: ignore[arg-type]
     assert len(text.splitlines()) <= 12 and "15.00 GiB" in text and "800000 tokens" in text
     assert "97.7 requests of full length" in text and "set --api-key" in text and "9.9 s (load 1.0)" in text
+    several = banner(ready, keys=0, open_host=False, num_processes=3, **options)  # type: ignore[arg-type]
+    assert "3 processes share the port" in several and len(several.splitlines()) <= 12
     assert "on, 2 keys" in banner(ready, keys=2, open_host=True, **options)  # type: ignore[arg-type]
 
 

@@ -15,8 +15,10 @@ from quire.messages import (
     AddRequest,
     EngineStats,
     FromEngine,
+    Outputs,
     ResetPrefixCache,
     ToEngine,
+    TokenOutput,
 )
 
 log = logging.getLogger("quire.engine")
@@ -26,24 +28,44 @@ QUIET_S = 0.1
 
 
 class Wire:
-    """Two sockets in a private folder: one for what comes in, one for what goes out.
+    """The sockets in a private folder: one for what comes in, one to each frontend for what goes out.
 
     Messages are msgpack, decoded into the typed records of `messages.py`; anything else is dropped with a log line.
+
+    Args:
+        folder: where the frontends listen.
+        num_clients: how many there are; a request's id modulo this number says whose it is.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, num_clients: int = 1) -> None:
         self._context = zmq.Context()
         self._inbox = self._context.socket(zmq.PULL)
-        self._outbox = self._context.socket(zmq.PUSH)
-        for socket, name in ((self._inbox, "in"), (self._outbox, "out")):
+        self._outboxes = [self._context.socket(zmq.PUSH) for _ in range(num_clients)]
+        for socket in (self._inbox, *self._outboxes):
             socket.set_hwm(0)
-            socket.connect(f"ipc://{folder / name}")
+        for index, outbox in enumerate(self._outboxes):
+            self._inbox.connect(f"ipc://{folder / f'in{index}'}")
+            outbox.connect(f"ipc://{folder / f'out{index}'}")
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)
 
     def send(self, message: FromEngine) -> None:
-        """Send without waiting."""
-        self._outbox.send(self._encoder.encode(message))
+        """Send without waiting: outputs to whom they belong, everything else to all."""
+        if len(self._outboxes) > 1 and isinstance(message, Outputs):
+            self._send_apart(message)
+            return
+        data = self._encoder.encode(message)
+        for outbox in self._outboxes:
+            outbox.send(data)
+
+    def _send_apart(self, message: Outputs) -> None:
+        """Each frontend its own outputs; without any only the first one is woken, for the sake of the gauges."""
+        parts: list[list[TokenOutput]] = [[] for _ in self._outboxes]
+        for output in message.outputs:
+            parts[output.id % len(parts)].append(output)
+        for index, (outbox, part) in enumerate(zip(self._outboxes, parts, strict=True)):
+            if part or index == 0:
+                outbox.send(self._encoder.encode(Outputs(part, message.stats)))
 
     def receive(self, *, wait_s: float | None) -> list[ToEngine]:
         """All messages that are there; if there is none, wait that long for the first, without end if None."""

@@ -149,23 +149,45 @@ class ByteLane:
         self._vocabulary = vocabulary
         self._all = _Table(self.token_bytes)
         self._plain = _Table(lambda i: b"" if vocabulary.is_special(i) else self._all[i])
+        self._all_texts = _Table(lambda i: _whole_text(self._all[i]))
+        self._plain_texts = _Table(lambda i: _whole_text(self._plain[i]))
 
     def token_bytes(self, token_id: int) -> bytes:
         token = self._vocabulary.id_to_token(token_id)
         return b"" if token is None else _from_byte_alphabet(token)
 
     def start(self, skip_special_tokens: bool) -> TextDecoder:
-        return _ByteText(self._plain if skip_special_tokens else self._all)
+        if skip_special_tokens:
+            return _ByteText(self._plain, self._plain_texts)
+        return _ByteText(self._all, self._all_texts)
+
+
+def _whole_text(data: bytes) -> str | None:
+    """The text of bytes that are whole characters, else None."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return None
 
 
 class _ByteText:
-    def __init__(self, table: _Table) -> None:
+    """Nearly always one token comes, of whole characters, and nothing waits: then its text is in a table."""
+
+    def __init__(self, table: _Table, texts: _Table) -> None:
         self._table = table
+        self._texts = texts
+        self._waits = False
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token_ids: Sequence[int]) -> str:
+        if len(token_ids) == 1 and not self._waits:
+            text: str | None = self._texts[token_ids[0]]
+            if text is not None:
+                return text
         table = self._table
-        return self._utf8.decode(b"".join([table[i] for i in token_ids]))
+        text = self._utf8.decode(b"".join([table[i] for i in token_ids]))
+        self._waits = bool(self._utf8.getstate()[0])
+        return text
 
     def finish(self) -> str:
         return self._utf8.decode(b"", True)

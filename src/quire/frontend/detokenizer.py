@@ -6,13 +6,14 @@ token ids ── decoding (exact, incremental) ── stops (holds back possible
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+
+import msgspec
 
 from quire.frontend.decoding import TextDecoder
 from quire.frontend.stops import StopMatcher
 
 
-class Pushed(NamedTuple):
+class Pushed(msgspec.Struct, gc=False):
     """What some tokens brought.
 
     Attributes:

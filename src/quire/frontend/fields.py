@@ -58,6 +58,10 @@ _SAME_WITHOUT: dict[str, Callable[[Any], bool]] = {
 }
 
 
+ELSEWHERE = (*_SAME_WITHOUT, "best_of")
+"""Fields that exist elsewhere and would change the answer."""
+
+
 def known_but_absent(name: str, value: Any, others: Mapping[str, Any]) -> Verdict:
     """What it means that we do not have this field.
 

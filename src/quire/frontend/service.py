@@ -87,6 +87,7 @@ class TextService:
         seed: where the seeds of requests that bring none come from.
         use_generation_config: take default sampling values from generation_config.json.
         metrics: counts every request; None counts nothing.
+        stream_interval: tokens in a piece of a stream.
         tool_parser, reasoning_parser: names; None finds them from the template and the model's type.
 
     Raises:
@@ -103,6 +104,7 @@ class TextService:
         seed: int = 0,
         use_generation_config: bool = True,
         metrics: Metrics | None = None,
+        stream_interval: int = 1,
         tool_parser: str | None = None,
         reasoning_parser: str | None = None,
     ) -> None:
@@ -117,6 +119,7 @@ class TextService:
         self.tool_parser, self.reasoning_parser = tool_parser or found[0], reasoning_parser or found[1]
         self.answer_parser(ToolPlan("auto"), "")  # a wrong name is told now
         self._metrics = metrics
+        self._stream_interval = stream_interval
         self._random = random.Random(seed)
         self._pool = ThreadPoolExecutor(max_workers=4, thread_name_prefix="quire-template")
 
@@ -167,6 +170,12 @@ class TextService:
         """The same, without holding up the event loop."""
         self._check_text_len(text)
         return await self.tokenizer.encode_async(text, add_special_tokens=add_special_tokens)
+
+    async def encode_many_async(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int]]:
+        """Token ids of several prompts, in their order, without holding up the event loop."""
+        for text in texts:
+            self._check_text_len(text)
+        return await self.tokenizer.encode_many_async(texts, add_special_tokens=add_special_tokens)
 
     def render_chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
         """The prompt text of a conversation; `options` as in `ChatTemplate.render`.
@@ -333,7 +342,7 @@ class TextService:
             ):
                 one = copy(params)
                 one.n, one.seed = 1, seed
-                stream = RequestStream(detokenizer, self.end_token_ids, self._observer(prepared))
+                stream = RequestStream(detokenizer, self.end_token_ids, self._observer(prepared), self._stream_interval)
                 self.client.submit(
                     prepared.prompt_ids,
                     one,

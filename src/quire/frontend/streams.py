@@ -1,7 +1,10 @@
 """RequestStream: one completion on its way from the engine to whoever asked. Owns its text and its end.
 
-The client pushes what each step brought; a consumer either iterates over what is new (`async for delta in stream`)
-or waits for all of it (`await stream.collect()`), in which case it is woken once, at the end.
+The client pushes what each step brought. A consumer has three ways to take it:
+
+    async for delta in stream           woken for each delta
+    await stream.next_delta(sink)       while it waits, deltas are handed to `sink` on the spot, and nobody is woken
+    await stream.collect()              woken once, at the end
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from quire.frontend.detokenizer import AnyDetokenizer, NoDetokenizer
 from quire.messages import TokenLogprobs, TokenOutput
 
 
-class Delta(msgspec.Struct):
+class Delta(msgspec.Struct, gc=False):
     """What is new since the last one. The last has a `finish_reason`.
 
     Attributes:
@@ -51,6 +54,10 @@ class TokenObserver(Protocol):
         """The one end: stop, length, abort or error."""
 
 
+Sink = Callable[[Delta], bool]
+"""Takes a delta at once, or says False: then it is kept for the consumer, who is woken."""
+
+
 class RequestStream:
     """One completion.
 
@@ -58,6 +65,7 @@ class RequestStream:
         detokenizer: fresh, or None for token ids only.
         end_token_ids: the model's own end tokens; they are no stop reason.
         observer: told about tokens and the end.
+        interval: tokens in a delta, besides the first and the last ones; several at once may make it more.
 
     Attributes:
         num_cached_tokens: prompt tokens that the prefix cache gave; known with the first output.
@@ -69,18 +77,22 @@ class RequestStream:
         detokenizer: AnyDetokenizer | None = None,
         end_token_ids: Collection[int] = (),
         observer: TokenObserver | None = None,
+        interval: int = 1,
     ) -> None:
         self.num_cached_tokens = 0
         self.arrival = time.monotonic()
         self._detokenizer = detokenizer or NoDetokenizer()
         self._end_token_ids = end_token_ids
         self._observer = observer
+        self._interval = interval
+        self._held: Delta | None = None  # fewer tokens than make a delta; None while the first is still to come
         self._id = -1
         self._abort: Callable[[int], None] | None = None
         self._new: Delta | None = None
-        self._error: QuireError | None = None
+        self._error: Exception | None = None
         self._ended = False
         self._collecting = False
+        self._sink: Sink | None = None
         self._waiter: asyncio.Future[None] | None = None
 
     # ---- the client's side ---------------------------------------------------------------------------------------
@@ -89,22 +101,27 @@ class RequestStream:
         """The request was sent under this id."""
         self._id, self._abort = id_, abort
 
-    def push(self, output: TokenOutput) -> None:
-        """Take in what a step brought."""
+    def push(self, output: TokenOutput, now: float | None = None) -> None:
+        """Take in what a step brought, at `now` (monotonic seconds)."""
         if self._ended:
             return
         if output.error is not None or output.finish_reason == "error":
             self.fail(RequestFailedError(output.error or "The engine failed on this request."))
             return
         delta = self._to_delta(output)
-        now = time.monotonic()
-        self.num_cached_tokens = max(self.num_cached_tokens, output.num_cached_tokens)
+        now = time.monotonic() if now is None else now
+        if output.num_cached_tokens > self.num_cached_tokens:
+            self.num_cached_tokens = output.num_cached_tokens
         if self._observer and delta.token_ids:
             self._observer.on_tokens(now, len(delta.token_ids), output.queued_s)
-        if self._new is None:
-            self._new = delta
-        else:
-            self._new.extend(delta)
+        if self._interval > 1:
+            gathered = self._gathered(delta)
+            if gathered is None:
+                return
+            delta = gathered
+        if delta.finish_reason is None and self._sink is not None and self._taken(delta):
+            return
+        self._keep(delta)
         if delta.finish_reason:
             if output.finish_reason is None and self._abort:  # a stop string: the engine does not know yet
                 self._abort(self._id)
@@ -112,9 +129,38 @@ class RequestStream:
         elif not self._collecting:
             self._wake()
 
+    def _keep(self, delta: Delta) -> None:
+        """Until the consumer comes for it."""
+        if self._new is None:
+            self._new = delta
+        else:
+            self._new.extend(delta)
+
+    def _gathered(self, delta: Delta) -> Delta | None:
+        """This delta with what was held before it; None while that is too little. The first goes out at once."""
+        held = self._held
+        if held is None:
+            self._held = Delta([], "")
+            return delta
+        held.extend(delta)
+        if held.finish_reason is None and len(held.token_ids) < self._interval:
+            return None
+        self._held = Delta([], "")
+        return held
+
+    def _taken(self, delta: Delta) -> bool:
+        """Whether the sink has it. A sink's own error is the consumer's: he gets it raised, the others go on."""
+        try:
+            return self._sink is not None and self._new is None and self._sink(delta)
+        except Exception as error:  # noqa: BLE001 - raised again in next_delta
+            self._sink, self._error = None, error
+            return False
+
     def fail(self, error: QuireError) -> None:
         """End with an error; whoever consumes the stream gets it raised."""
         if not self._ended:
+            if self._held is not None and self._held.token_ids:
+                self._keep(self._held)
             self._error = error
             self._end("error", time.monotonic())
 
@@ -125,12 +171,28 @@ class RequestStream:
 
     async def __anext__(self) -> Delta:
         """All that is new; waits if nothing is."""
+        delta = await self.next_delta()
+        if delta is None:
+            raise StopAsyncIteration
+        return delta
+
+    async def next_delta(self, sink: Sink | None = None) -> Delta | None:
+        """All that is new and that `sink` has not taken, the end in any case; None after it.
+
+        Raises:
+            QuireError: the request failed.
+            Exception: what the sink raised.
+        """
         while self._new is None:
             if self._error is not None:
                 raise self._error
             if self._ended:
-                raise StopAsyncIteration
-            await self._wait()
+                return None
+            self._sink = sink
+            try:
+                await self._wait()
+            finally:
+                self._sink = None
         delta, self._new = self._new, None
         return delta
 
@@ -170,15 +232,17 @@ class RequestStream:
     def _to_delta(self, output: TokenOutput) -> Delta:
         """Text for the tokens; a stop string may end the output before the engine does."""
         token_ids, reason = output.token_ids, output.finish_reason
-        last = token_ids[-1] if token_ids else None
         pushed = self._detokenizer.push(token_ids, stop_token=reason == "stop")
-        text, stop, count = pushed.text, pushed.stop, pushed.num_tokens
-        if stop is None and reason is not None:
+        text, stop = pushed.text, pushed.stop
+        if reason is None and stop is None:  # nearly always
+            return Delta(token_ids, text, output.logprobs)
+        if stop is None:
             rest = self._detokenizer.finish()
             text, stop = text + rest.text, rest.stop
         if stop is not None:
-            logprobs = output.logprobs[:count] if output.logprobs else None
-            return Delta(token_ids[:count], text, logprobs, "stop", stop)
+            logprobs = output.logprobs[: pushed.num_tokens] if output.logprobs else None
+            return Delta(token_ids[: pushed.num_tokens], text, logprobs, "stop", stop)
+        last = token_ids[-1] if token_ids else None
         stop_token = last if reason == "stop" and last not in self._end_token_ids else None
         return Delta(list(token_ids), text, output.logprobs, reason, stop_token)
 

@@ -8,13 +8,16 @@ change it, or that nobody knows, is named in the response's warnings.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
 import msgspec
 
+from quire.config import did_you_mean
 from quire.errors import RequestError
+from quire.frontend.aliases import with_both_names, with_new_names
 from quire.frontend.fields import ABSENT, NOT_OFFERED, known_but_absent
 from quire.frontend.parsers import ToolPlan, check_calls_in_messages, plan_tools
 from quire.frontend.templates import RESERVED
@@ -280,24 +283,42 @@ class DetokenizeRequest(Request, kw_only=True):
 # decoding
 
 
-def decode(body: bytes, kind: type[_R]) -> tuple[_R, list[str]]:
-    """A checked request, and warnings about fields without effect.
+def decode(body: bytes, kind: type[_R], *, strict: bool = False) -> tuple[_R, list[str]]:
+    """A checked request, and warnings about fields without effect; each begins with the field's name.
 
     Args:
         body: JSON.
         kind: the type of the route's requests.
+        strict: a field without effect is an error.
 
     Raises:
         RequestError: anything that cannot be served as written.
     """
     values = {name: value for name, value in _json_object(body).items() if value is not None}
+    with_new_names(values, kind.__struct_fields__)
     warnings = _sort_out(values, kind)
+    refuse_if(strict, warnings)
     try:
         request = msgspec.convert(values, kind, strict=True)
     except msgspec.ValidationError as error:
         raise _explain(str(error)) from None
     request.check()
-    return request, warnings + request.adjust()
+    adjusted = request.adjust()
+    refuse_if(strict, adjusted)
+    return request, warnings + adjusted
+
+
+def refuse_if(strict: bool, warnings: list[str]) -> None:
+    """Turn the first warning into an error.
+
+    Raises:
+        RequestError: names the field.
+    """
+    if strict and warnings:
+        field = warnings[0].split(" ", 1)[0]
+        raise RequestError(
+            f"{warnings[0]} This server runs with --strict.", param=field, code="parameter_without_effect"
+        )
 
 
 def _json_object(body: bytes) -> dict[str, Any]:
@@ -309,14 +330,43 @@ def _json_object(body: bytes) -> dict[str, Any]:
         raise RequestError("The body is not JSON that can be taken: nested or numbers too long.") from None
     if not isinstance(values, dict):
         raise RequestError("The body must be a JSON object.", code="invalid_json")
-    _check_depth(values)
+    num_names = _check_depth(values)
+    if num_names != _STRING.sub(b"", body).count(b":"):
+        raise RequestError(f"{_given_twice(body)} is given twice.", code="invalid_json")
     return values
 
 
-def _check_depth(values: Any) -> None:
-    level, depth = [values], 0
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+"""A text in valid JSON; outside of these each colon stands after a name."""
+
+
+def _given_twice(body: bytes) -> str:
+    """The first name that an object has twice."""
+
+    def look(pairs: list[tuple[str, Any]]) -> None:
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise KeyError(name)
+            seen.add(name)
+
+    try:
+        json.loads(body, object_pairs_hook=look)
+    except KeyError as error:
+        return _printable(error.args[0])
+    return "A name"
+
+
+def _check_depth(values: Any) -> int:
+    """Count the names in all objects.
+
+    Raises:
+        RequestError: it is nested too deeply.
+    """
+    level, depth, num_names = [values], 0, 0
     while level:
         depth += 1
+        num_names += sum(len(parent) for parent in level if type(parent) is dict)
         if depth > MAX_DEPTH:
             raise RequestError(f"The JSON body is nested deeper than {MAX_DEPTH} levels.", code="invalid_json")
         level = [
@@ -325,12 +375,13 @@ def _check_depth(values: Any) -> None:
             for child in (parent.values() if type(parent) is dict else parent)
             if type(child) is dict or type(child) is list
         ]
+    return num_names
 
 
 def _sort_out(values: dict[str, Any], kind: type[Request]) -> list[str]:
     """Take out fields that the request type does not have; those that would matter are an error."""
     known, whole = kind.__struct_fields__, dict(values)
-    warnings = []
+    warnings: list[str] = []
     for name in [name for name in values if name not in known]:
         value = values.pop(name)
         absent = known_but_absent(name, value, whole)
@@ -339,7 +390,8 @@ def _sort_out(values: dict[str, Any], kind: type[Request]) -> list[str]:
                 f"{name} is not offered by this server yet; leave it out.", param=name, code="unsupported_parameter"
             )
         if absent == ABSENT:
-            warnings.append(f"{_printable(name)} has no effect here.")
+            near = did_you_mean(name, set(known)) if len(warnings) < MAX_WARNINGS and len(name) <= 64 else ""
+            warnings.append(f"{_printable(name)} has no effect here.{near}")
     if len(warnings) > MAX_WARNINGS:
         warnings[MAX_WARNINGS:] = [f"{len(warnings) - MAX_WARNINGS} more fields have no effect here."]
     return warnings
@@ -383,7 +435,7 @@ def _plain_message(message: dict[str, Any], index: int) -> dict[str, Any]:
     role = message.get("role")
     if not isinstance(role, str) or not role or len(role) > 64:
         raise RequestError(f"{where}.role must be a text such as 'user'.", param="messages")
-    plain = {**message, "content": _plain_content(message.get("content"), where)}
+    plain = {**with_both_names(message), "content": _plain_content(message.get("content"), where)}
     if plain["content"] is None and not message.get("tool_calls"):
         raise RequestError(f"{where}.content must be text or a list of text parts.", param="messages")
     if message.get("tool_calls") is not None:

@@ -3,6 +3,6 @@
 `start` is the parent's side and knows no torch; `child` is what the new process runs.
 """
 
-from quire.launch.start import start_engine
+from quire.launch.start import join_engine, start_engine
 
-__all__ = ["start_engine"]
+__all__ = ["join_engine", "start_engine"]

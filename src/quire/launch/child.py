@@ -36,7 +36,7 @@ def main() -> None:
     logging.basicConfig(
         format="%(levelname)s %(name)s: %(message)s", level=os.environ.get("QUIRE_LOG_LEVEL", "WARNING")
     )
-    wire = Wire(Path(sys.argv[1]))
+    wire = Wire(Path(sys.argv[1]), int(sys.argv[2]))
     config = msgspec.json.decode(_read_line(), type=EngineConfig)
     threading.Thread(target=_die_with_parent, name="quire-lifeline", daemon=True).start()
     try:
@@ -138,7 +138,9 @@ def _read_line() -> bytes:
     """One line of standard input, unbuffered: a buffer's lock would be held by the lifeline thread at exit."""
     line = b""
     while not line.endswith(b"\n"):
-        line += os.read(0, 65536)
+        if not (piece := os.read(0, 65536)):
+            os._exit(3)  # the parent is gone
+        line += piece
     return line
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -28,9 +29,16 @@ ENVIRONMENT = {
 }
 """What the engine process must find before it loads torch. The user's own values win."""
 
+ENGINE_COMMAND: tuple[str, ...] = (sys.executable, "-m", "quire.launch.child")
+"""What the engine process runs; tests and benchmarks put an engine without a model in its place."""
 
-async def start_engine(config: EngineConfig, on_progress: Callable[[Progress], None] | None = None) -> Client:
+
+async def start_engine(
+    config: EngineConfig, on_progress: Callable[[Progress], None] | None = None, *, num_clients: int = 1
+) -> Client:
     """Start an engine and return its client at once; `await client.wait_ready()` tells when and how it came up.
+
+    With `num_clients` above 1 the engine waits for as many; the others come with `join_engine(client.folder, index)`.
 
     The child reads its settings from standard input and takes the end of that pipe as the parent's death, so it
     never outlives us. It has its own session: Ctrl-C reaches the parent only, which decides what to do.
@@ -40,7 +48,7 @@ async def start_engine(config: EngineConfig, on_progress: Callable[[Progress], N
     python_path = os.pathsep.join([package_root, *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**ENVIRONMENT, "TRITON_CACHE_DIR": str(_kernel_cache()), **os.environ, "PYTHONPATH": python_path}
     process = subprocess.Popen(
-        [sys.executable, "-m", "quire.launch.child", str(folder)],
+        [*ENGINE_COMMAND, str(folder), str(num_clients)],
         stdin=subprocess.PIPE,
         env=environment,
         start_new_session=True,
@@ -48,7 +56,13 @@ async def start_engine(config: EngineConfig, on_progress: Callable[[Progress], N
     assert process.stdin is not None
     process.stdin.write(msgspec.json.encode(config) + b"\n")
     process.stdin.flush()
-    return Client(folder, process, on_progress, lambda: shutil.rmtree(folder, ignore_errors=True))
+    remove = partial(shutil.rmtree, folder, ignore_errors=True)
+    return Client(folder, process, on_progress, remove, num_clients=num_clients)
+
+
+async def join_engine(folder: Path, index: int, num_clients: int) -> Client:
+    """A further client of an engine that another process has started; it learns of the engine's end from there."""
+    return Client(folder, None, index=index, num_clients=num_clients)
 
 
 def _kernel_cache() -> Path:

@@ -16,6 +16,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from quire.messages import EngineStats
+from quire.observability.cells import Cells
 from quire.observability.histogram import (
     SECONDS_BETWEEN_TOKENS,
     SECONDS_OF_REQUEST,
@@ -29,38 +30,75 @@ log = logging.getLogger("quire.request")
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 FINISH_REASONS = ("stop", "length", "abort", "error")
 LABELS = ("model_name", "engine")
+PROMPT_TOKENS, GENERATION_TOKENS, FINISHED = 0, 1, 2
+"""Places among the counters; from FINISHED on one per reason."""
+_FINISHED_AT = {reason: FINISHED + i for i, reason in enumerate(FINISH_REASONS)}
+_MAX_LEN_BUCKETS = 40
+"""Of lengths: 1, 2, 5 in each of 12 powers of ten, and what a histogram needs besides."""
 
 
 class Metrics:
-    """Owns all counters of one engine. Fed and read by the event loop only.
+    """Owns all counters of one engine's frontend. Fed and read by the event loop only.
 
     Args:
         model_name: the served name, a label.
-        stats: gives the engine's newest gauges.
+        stats: gives the engine's newest gauges; None reads what `publish` has written, maybe in another process.
+        cells: where the numbers are.
+        pid: of the process whose own figures are shown; None is this one.
     """
 
-    def __init__(self, model_name: str, stats: Callable[[], EngineStats]) -> None:
+    def __init__(
+        self,
+        model_name: str,
+        stats: Callable[[], EngineStats] | None,
+        cells: Cells | None = None,
+        pid: int | None = None,
+    ) -> None:
+        cells = cells or Cells()
         self.model_name = model_name
-        self.stats = stats
-        self.prompt_tokens = 0
-        self.generation_tokens = 0
-        self.finished = dict.fromkeys(FINISH_REASONS, 0)
-        self.to_first_token = Histogram(SECONDS_TO_FIRST_TOKEN)
-        self.between_tokens = Histogram(SECONDS_BETWEEN_TOKENS)
-        self.end_to_end = Histogram(SECONDS_OF_REQUEST)
-        self.queued = Histogram(SECONDS_OF_REQUEST)
-        self.prefill = Histogram(SECONDS_OF_REQUEST)
-        self.decode = Histogram(SECONDS_OF_REQUEST)
+        self._stats = cells.take(len(EngineStats.__struct_fields__))
+        self.stats = stats or self._published
+        self.counters = cells.take(2 + len(FINISH_REASONS))
+        self.to_first_token = _histogram(SECONDS_TO_FIRST_TOKEN, cells)
+        self.between_tokens = _histogram(SECONDS_BETWEEN_TOKENS, cells)
+        self.end_to_end = _histogram(SECONDS_OF_REQUEST, cells)
+        self.queued = _histogram(SECONDS_OF_REQUEST, cells)
+        self.prefill = _histogram(SECONDS_OF_REQUEST, cells)
+        self.decode = _histogram(SECONDS_OF_REQUEST, cells)
+        self._lens = [cells.take(_MAX_LEN_BUCKETS) for _ in range(2)]
         self.set_max_model_len(131_072)
         self._registry = CollectorRegistry()
         self._registry.register(_EngineCollector(self))
-        ProcessCollector(registry=self._registry)
+        ProcessCollector(pid=lambda: pid or "self", registry=self._registry)
         PlatformCollector(registry=self._registry)
 
     def set_max_model_len(self, max_model_len: int) -> None:
         """The largest bucket of lengths; call it before the first request."""
-        self.prompt_lens = Histogram(one_two_five(max_model_len))
-        self.output_lens = Histogram(one_two_five(max_model_len))
+        self.prompt_lens, self.output_lens = (Histogram(one_two_five(max_model_len), part) for part in self._lens)
+
+    def publish(self, stats: EngineStats) -> None:
+        """Show the engine's gauges to the other processes."""
+        own = self._stats.own
+        for i, name in enumerate(EngineStats.__struct_fields__):
+            own[i] = getattr(stats, name)
+
+    def _published(self) -> EngineStats:
+        return EngineStats(*self._stats.of_first())  # type: ignore[arg-type]
+
+    @property
+    def prompt_tokens(self) -> float:
+        """Prompt tokens of all requests that gave a token."""
+        return self.counters.sums()[PROMPT_TOKENS]
+
+    @property
+    def generation_tokens(self) -> float:
+        """Tokens generated."""
+        return self.counters.sums()[GENERATION_TOKENS]
+
+    @property
+    def finished(self) -> dict[str, float]:
+        """Requests that ended, by reason."""
+        return dict(zip(FINISH_REASONS, self.counters.sums()[FINISHED:], strict=True))
 
     def start_request(self, num_prompt_tokens: int, *, name: str = "", arrival: float | None = None) -> RequestTimes:
         """The observer of one completion.
@@ -75,6 +113,10 @@ class Metrics:
     def render(self) -> bytes:
         """The text of /metrics."""
         return bytes(generate_latest(self._registry))
+
+
+def _histogram(bounds: tuple[float, ...], cells: Cells) -> Histogram:
+    return Histogram(bounds, cells.take(len(bounds) + 2))
 
 
 class RequestTimes:
@@ -94,13 +136,13 @@ class RequestTimes:
     def on_tokens(self, now: float, count: int, queued_s: float = 0.0) -> None:
         """`count` new tokens at `now` (monotonic seconds); `queued_s` is read with the first ones."""
         metrics = self._metrics
-        metrics.generation_tokens += count
+        metrics.counters.own[GENERATION_TOKENS] += count
         self._num_tokens += count
         if self._last:
             metrics.between_tokens.observe((now - self._last) / count, count)
         else:
             self._first, self._queued_s = now, queued_s
-            metrics.prompt_tokens += self._num_prompt_tokens
+            metrics.counters.own[PROMPT_TOKENS] += self._num_prompt_tokens
             metrics.to_first_token.observe(now - self._arrival)
             metrics.queued.observe(queued_s)
         self._last = now
@@ -108,7 +150,7 @@ class RequestTimes:
     def on_finish(self, now: float, reason: str) -> None:
         """The one end, at `now`: stop, length, abort or error."""
         metrics = self._metrics
-        metrics.finished[reason if reason in metrics.finished else "error"] += 1
+        metrics.counters.own[_FINISHED_AT.get(reason, _FINISHED_AT["error"])] += 1
         metrics.end_to_end.observe(now - self._arrival)
         metrics.prompt_lens.observe(self._num_prompt_tokens)
         metrics.output_lens.observe(self._num_tokens)

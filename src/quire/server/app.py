@@ -3,35 +3,42 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Sequence
 
-from starlette.routing import Route, Router
-
-from quire.server.asgi import App, ClientGone, Message, Receive, Scope, Send, answer
+from quire.frontend.validate import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from quire.server.asgi import ClientGone, Message, Receive, Scope, Send, answer
 from quire.server.auth import Gate
+from quire.server.channel import KEY
 from quire.server.chat import ChatCompletions
 from quire.server.completions import Completions
+from quire.server.docs import routes_about
 from quire.server.errors import describe
 from quire.server.limits import check_headers
 from quire.server.models import Models
 from quire.server.ops import Health, Load, MetricsPage, Version
+from quire.server.routing import Route, Router
 from quire.server.state import ServerState, request_id
 from quire.server.tokenize import Detokenize, Tokenize
 
-ROUTES: tuple[tuple[str, str, Callable[[ServerState], App]], ...] = (
-    ("POST", "/v1/chat/completions", ChatCompletions),
-    ("POST", "/v1/completions", Completions),
-    ("GET", "/v1/models", Models),
-    ("GET", "/v1/models/{name:path}", Models),
-    ("POST", "/tokenize", Tokenize),
-    ("POST", "/detokenize", Detokenize),
-    ("GET", "/health", Health),
-    ("GET", "/ping", Health),
-    ("POST", "/ping", Health),
-    ("GET", "/load", Load),
-    ("GET", "/version", Version),
-    ("GET", "/metrics", MetricsPage),
+ROUTES: tuple[Route, ...] = routes_about(
+    (
+        Route("POST", "/v1/chat/completions", ChatCompletions, ChatRequest, streams=True),
+        Route("POST", "/v1/completions", Completions, CompletionRequest, streams=True),
+        Route("GET", "/v1/models", Models),
+        Route("GET", "/v1/models/{name}", Models),
+        Route("POST", "/tokenize", Tokenize, TokenizeRequest),
+        Route("POST", "/detokenize", Detokenize, DetokenizeRequest),
+        Route("GET", "/health", Health),
+        Route("GET", "/ping", Health),
+        Route("POST", "/ping", Health),
+        Route("GET", "/load", Load),
+        Route("GET", "/version", Version),
+        Route("GET", "/metrics", MetricsPage, media_type="text/plain"),
+    )
 )
+
+OPERATION_ROUTES = tuple(route for route in ROUTES if route.path in ("/metrics", "/health"))
+"""For a port of their own."""
 
 
 class Application:
@@ -40,13 +47,12 @@ class Application:
     Args:
         state: what the routes share.
         gate: who may enter.
+        routes: the table.
     """
 
-    def __init__(self, state: ServerState, gate: Gate) -> None:
+    def __init__(self, state: ServerState, gate: Gate, routes: Sequence[Route] = ROUTES) -> None:
         self._gate = gate
-        self._router = Router(
-            [Route(path, make(state), methods=[method]) for method, path, make in ROUTES], redirect_slashes=False
-        )
+        self._router = Router(routes, state)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -60,12 +66,11 @@ class Application:
             started = True
             await send(message)
 
-        scope["app"] = self  # tells the router to raise instead of answering in plain text
         id_ = scope["quire.request_id"] = request_id(scope)
         try:
             check_headers(scope)
             self._gate.check(scope)
-            await self._router(scope, receive, watched_send)
+            await self._router.find(scope)(scope, receive, watched_send)
         except ClientGone:
             return
         except asyncio.CancelledError:
@@ -74,3 +79,5 @@ class Application:
             status, body, headers = describe(error, id_)
             if not started:
                 await answer(send, body, status=status, headers={"x-request-id": id_, **headers})
+        finally:
+            scope.pop(KEY, None)  # they refer to one another

@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Mutable
 from contextlib import asynccontextmanager
 from typing import Any
 
+from quire.server.channel import channel_of
+
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -48,7 +50,7 @@ class ClientGone(Exception):
 
 
 @asynccontextmanager
-async def until_gone(receive: Receive) -> AsyncIterator[None]:
+async def until_gone(scope: Scope, receive: Receive) -> AsyncIterator[None]:
     """Cancel what is inside as soon as the client closes the connection.
 
     The request's body must have been read before.
@@ -60,15 +62,13 @@ async def until_gone(receive: Receive) -> AsyncIterator[None]:
     watching = True
     gone = False
 
-    async def watch() -> None:
+    def leave() -> None:
         nonlocal gone
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        if watching and task is not None:
+        if watching and task is not None and not gone:
             gone = True
             task.cancel()
 
-    watcher = asyncio.create_task(watch())
+    stop_watching = _watch(scope, receive, leave)
     try:
         yield
     except asyncio.CancelledError:
@@ -77,4 +77,19 @@ async def until_gone(receive: Receive) -> AsyncIterator[None]:
         raise
     finally:
         watching = False
-        watcher.cancel()
+        stop_watching()
+
+
+def _watch(scope: Scope, receive: Receive, leave: Callable[[], None]) -> Callable[[], object]:
+    """Have `leave` called when the client goes; returns what ends the watch."""
+    channel = channel_of(scope)
+    if channel is not None:
+        channel.when_gone(leave)
+        return lambda: channel.when_gone(None)
+
+    async def watch() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        leave()
+
+    return asyncio.create_task(watch()).cancel

@@ -59,6 +59,7 @@ def banner(
     max_body_bytes: int,
     max_choices: int,
     seconds: float,
+    num_processes: int = 1,
 ) -> str:
     """The lines after a start.
 
@@ -71,6 +72,7 @@ def banner(
         max_body_bytes: most bytes of a request body.
         max_choices: most choices of a request.
         seconds: from the command to being ready.
+        num_processes: how many API processes answer.
     """
     blocks = ready.num_blocks - 1  # without the null block that padding points to
     tokens = blocks * ready.block_size
@@ -92,6 +94,7 @@ def banner(
             "limits",
             f"{ready.max_num_batched_tokens} tokens per step, body {max_body_bytes >> 20} MiB, n <= {max_choices}",
         ),
+        *([("API", f"{num_processes} processes share the port")] if num_processes > 1 else []),
         ("keys", auth),
         ("ready", f"{url}/v1 after {seconds:.1f} s" + (f" ({split})" if split else "")),
     ]

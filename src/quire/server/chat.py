@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from quire.frontend.aliases import REASONING
 from quire.frontend.parsers import (
     Content,
     Event,
@@ -68,7 +69,7 @@ class ChatCompletions(GenerateRoute[ChatRequest]):
         found = read_whole(_parser(call), delta.text)
         message: dict[str, Any] = {"role": "assistant", "content": found.content, "refusal": None}
         if found.reasoning and call.request.include_reasoning:
-            message |= {"reasoning": found.reasoning, "reasoning_content": found.reasoning}
+            message |= dict.fromkeys(REASONING, found.reasoning)
         if found.tool_calls:
             message["content"] = found.content or None
             message["tool_calls"] = [_whole_call(tool_call) for tool_call in found.tool_calls]
@@ -139,7 +140,7 @@ class _ChatWriter(ChoiceWriter):
             case Content(text):
                 return {"content": text}
             case Reasoning(text):
-                return {"reasoning": text, "reasoning_content": text} if self._call.request.include_reasoning else None
+                return dict.fromkeys(REASONING, text) if self._call.request.include_reasoning else None
             case ToolCallStart(index, id_, name):
                 self._has_calls = True
                 function = {"name": name, "arguments": ""}

@@ -26,13 +26,12 @@ class Completions(GenerateRoute[CompletionRequest]):
         params = call.request.sampling_params(call.service.default_sampling)
         add_special_tokens = call.request.add_special_tokens is not False
         prepared = []
-        for prompt in call.request.prompts():
+        prompts = call.request.prompts()
+        texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+        encoded = iter(await call.service.encode_many_async(texts, add_special_tokens=add_special_tokens))
+        for prompt in prompts:
             text = prompt if isinstance(prompt, str) else None
-            ids = (
-                await call.service.encode_async(prompt, add_special_tokens=add_special_tokens)
-                if isinstance(prompt, str)
-                else prompt
-            )
+            ids = next(encoded) if isinstance(prompt, str) else prompt
             prepared.append(
                 call.service.prepare(
                     ids,

@@ -11,7 +11,6 @@ from http import HTTPStatus
 from typing import NamedTuple
 
 import msgspec
-from starlette.exceptions import HTTPException
 
 from quire.errors import OverloadedError, QuireError, RequestError, RequestFailedError, UnavailableError
 
@@ -57,8 +56,6 @@ class ErrorAnswer(NamedTuple):
 
 def describe(error: BaseException, request_id: str) -> ErrorAnswer:
     """What the client is told about an exception; what he is not told is logged here."""
-    if isinstance(error, HTTPException):  # Starlette's: no route, wrong method
-        error = HttpError(error.status_code, _of_route(error.status_code), dict(error.headers or {}))
     if isinstance(error, RequestError):
         return _answer(error.status, error.message, error.type, error.param, error.code)
     if isinstance(error, HttpError):
@@ -71,14 +68,6 @@ def describe(error: BaseException, request_id: str) -> ErrorAnswer:
         log.error("%s: unexpected error", request_id, exc_info=error)
     message = f"Internal error; the server's log has it under request id {request_id}."
     return _answer(500, message, QuireError.type, headers={"x-should-retry": "false"})
-
-
-def _of_route(status: int) -> str:
-    if status == HTTPStatus.NOT_FOUND:
-        return "There is no such route here."
-    if status == HTTPStatus.METHOD_NOT_ALLOWED:
-        return "This route does not take this method."
-    return HTTPStatus(status).phrase
 
 
 def _answer(

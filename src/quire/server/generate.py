@@ -10,14 +10,15 @@ import asyncio
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
 from quire.frontend.service import PreparedRequest, TextService
 from quire.frontend.streams import Delta, RequestStream
-from quire.frontend.validate import GenerateRequest, decode
+from quire.frontend.validate import GenerateRequest, decode, refuse_if
 from quire.server.asgi import ClientGone, Receive, Scope, Send, answer, until_gone
+from quire.server.channel import channel_of
 from quire.server.errors import describe
 from quire.server.limits import read_json_body
 from quire.server.sse import DONE, EventStream, encode, event
@@ -35,7 +36,8 @@ class Call(Generic[R]):
         id: of the response.
         request: checked.
         prepared: one per prompt.
-        warnings: fields without effect.
+        warnings: fields without effect; each begins with the field's name.
+        num_output: tokens that a stream has brought so far.
     """
 
     def __init__(self, id_: str, request: R, warnings: list[str], service: TextService, state: ServerState) -> None:
@@ -48,6 +50,7 @@ class Call(Generic[R]):
         self.created = int(time.time())
         self.arrival = time.monotonic()
         self.prepared: list[PreparedRequest] = []
+        self.num_output = 0
 
     def frame(self, object_: str, choices: Sequence[Any], **more: Any) -> dict[str, Any]:
         """A response object around some choices."""
@@ -91,17 +94,18 @@ class GenerateRoute(ABC, Generic[R]):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         service = self._state.require_service()
         body = await read_json_body(scope, receive)
-        request, warnings = decode(body, self.kind)
+        request, warnings = decode(body, self.kind, strict=self._state.strict)
         del body
         self._state.check_model(request.model)
         call = Call(new_id(self.id_prefix), request, warnings, service, self._state)
         try:
-            async with until_gone(receive):
+            async with until_gone(scope, receive):
                 call.prepared = await self.prepare(call)
+                refuse_if(self._state.strict, call.warnings)
                 headers = {"x-request-id": scope["quire.request_id"], **warnings_header(call.warnings)}
                 with _started(call) as streams:
                     if request.stream:
-                        await self._stream(call, streams, EventStream(send, headers))
+                        await self._stream(call, streams, EventStream(send, headers, channel_of(scope)))
                     else:
                         await self._answer(call, streams, send, headers)
         except ClientGone:
@@ -131,15 +135,9 @@ class GenerateRoute(ABC, Generic[R]):
         await answer(send, encode(call.frame(self.answer_object, choices, usage=usage, **more)), headers=headers)
 
     async def _stream(self, call: Call[R], streams: list[RequestStream], out: EventStream) -> None:
-        writers = [self.writer(call, i) for i in range(len(streams))]
-        num_output = 0
+        choices = [_OpenChoice(call, self.writer(call, i), stream, out) for i, stream in enumerate(streams)]
         try:
-            async for index, delta in _merged(streams):
-                num_output += len(delta.token_ids)
-                usage = call.usage(streams, num_output) if call.request.continuous_usage else None
-                data = writers[index].chunks(delta, usage)
-                if data:
-                    await out.write(data)
+            await _all(choice.run(streams) for choice in choices)
         except asyncio.CancelledError:
             raise
         except Exception as error:
@@ -149,9 +147,50 @@ class GenerateRoute(ABC, Generic[R]):
             return
         last = b""
         if call.request.include_usage:
-            usage = call.usage(streams, num_output)
+            usage = call.usage(streams, call.num_output)
             last = event(call.frame(self.chunk_object, [], usage=usage))
         await out.end(last + DONE)
+
+
+class _OpenChoice:
+    """One choice while it is streamed: from its stream through its writer to the response that all choices share."""
+
+    def __init__(self, call: Call[Any], writer: ChoiceWriter, stream: RequestStream, out: EventStream) -> None:
+        self._call = call
+        self._writer = writer
+        self._stream = stream
+        self._out = out
+
+    async def run(self, streams: Sequence[RequestStream]) -> None:
+        """Until the end. Deltas between the first and the last are written by `_write_now`, which wakes nobody."""
+        call, out = self._call, self._out
+        sink = None if call.request.continuous_usage else self._write_now
+        while (delta := await self._stream.next_delta(sink)) is not None:
+            call.num_output += len(delta.token_ids)
+            usage = call.usage(streams, call.num_output) if call.request.continuous_usage else None
+            data = self._writer.chunks(delta, usage)
+            if data:
+                await out.write(data if out.started else _with_warnings(data, call.warnings))
+            if delta.finish_reason is not None:
+                return
+
+    def _write_now(self, delta: Delta) -> bool:
+        """Write a delta as it arrives. A reader that is behind, or a response not begun, has it wait for `run`."""
+        channel = self._out.channel
+        if channel is None or not channel.ready:
+            return False
+        self._call.num_output += len(delta.token_ids)
+        data = self._writer.chunks(delta, None)
+        if data:
+            channel.write_now(data)
+        return True
+
+
+def _with_warnings(data: bytes, warnings: list[str]) -> bytes:
+    """Events of which the first one names the fields without effect, beside what it carries anyway."""
+    if not warnings:
+        return data
+    return data.replace(b"data: {", b'data: {"warnings":%b,' % encode(warnings), 1)
 
 
 class ChoiceWriter(ABC):
@@ -175,33 +214,15 @@ def _started(call: Call[Any]) -> Any:
             stream.close()
 
 
-async def _merged(streams: Sequence[RequestStream]) -> AsyncIterator[tuple[int, Delta]]:
-    """What is new in any stream, as it comes."""
-    if len(streams) == 1:
-        async for delta in streams[0]:
-            yield 0, delta
+async def _all(choices: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Run them side by side; the first error ends all of them."""
+    first, *others = choices
+    if not others:
+        await first
         return
-    queue: asyncio.Queue[tuple[int, Delta | BaseException | None]] = asyncio.Queue()
-
-    async def pump(index: int) -> None:
-        try:
-            async for delta in streams[index]:
-                queue.put_nowait((index, delta))
-            queue.put_nowait((index, None))
-        except Exception as error:  # noqa: BLE001 - raised again by the reader
-            queue.put_nowait((index, error))
-
-    tasks = [asyncio.create_task(pump(i)) for i in range(len(streams))]
+    tasks = [asyncio.ensure_future(choice) for choice in (first, *others)]
     try:
-        open_streams = len(streams)
-        while open_streams:
-            index, item = await queue.get()
-            if isinstance(item, BaseException):
-                raise item
-            if item is None:
-                open_streams -= 1
-            else:
-                yield index, item
+        await asyncio.gather(*tasks)
     finally:
         for task in tasks:
             task.cancel()

@@ -9,6 +9,7 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from quire.server.asgi import Receive, Scope, header
+from quire.server.channel import KEY, Channel, channel_of
 from quire.server.errors import HttpError, describe
 
 MAX_HEADERS = 100
@@ -42,6 +43,10 @@ async def read_json_body(scope: Scope, receive: Receive) -> bytes:
     length = header(scope, b"content-length")
     if length is not None and length.isdecimal() and int(length[:20]) > MAX_BODY_BYTES:
         raise _too_large()
+    channel = channel_of(scope)
+    body = channel.whole_body() if channel is not None else None
+    if body is not None and len(body) <= MAX_BODY_BYTES:
+        return body
     try:
         async with asyncio.timeout(READ_SECONDS):
             return await _read(receive)
@@ -71,7 +76,10 @@ def _too_large() -> HttpError:
 
 def _check_media_type(scope: Scope) -> None:
     """JSON only: other types are what a hostile web page can send without asking (CSRF)."""
-    media_type = (header(scope, b"content-type") or "application/json").split(";")[0].strip().lower()
+    media_type, _, more = (header(scope, b"content-type") or "application/json").lower().partition(";")
+    media_type = media_type.strip()
+    if "charset" in more and "utf-8" not in more and "utf8" not in more:
+        raise HttpError(415, "The body must be JSON in UTF-8; other character sets are not taken.")
     if media_type != "application/json" and not media_type.endswith("+json"):
         raise HttpError(415, "The body must be JSON: send the header 'content-type: application/json'.")
     if (header(scope, b"content-encoding") or "identity").lower() != "identity":
@@ -79,9 +87,9 @@ def _check_media_type(scope: Scope) -> None:
 
 
 class GuardedProtocol(HttpToolsProtocol):
-    """uvicorn's HTTP protocol with a bound on headers that have not ended yet, in bytes and seconds.
+    """uvicorn's HTTP protocol with a channel, and a bound on headers that have not ended yet, in bytes and seconds.
 
-    Without it one client can send a header of any size into memory before any application code runs.
+    Without the bound one client can send a header of any size into memory before any application code runs.
     """
 
     _head_bytes = 0
@@ -91,11 +99,15 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        self._channels: list[Channel] = []
         self._timer = self.loop.call_later(READ_SECONDS, self._head_is_late)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
         super().connection_lost(exc)
+        for channel in self._channels:
+            channel.gone()
+        self._channels.clear()
 
     def data_received(self, data: bytes) -> None:
         before = self._num_messages
@@ -110,7 +122,12 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._in_head, self._head_bytes = False, 0
         self._stop_timer()
+        before = self.cycle
         super().on_headers_complete()
+        if self.cycle is not None and self.cycle is not before:
+            channel = self.scope[KEY] = Channel(self.cycle)  # type: ignore[literal-required]
+            # pipelined requests wait here beside the one that is being answered
+            self._channels = [known for known in self._channels if known.is_open] + [channel]
 
     def on_message_complete(self) -> None:
         self._in_head = True

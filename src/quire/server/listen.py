@@ -11,12 +11,30 @@ BACKLOG = 2048
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A bound TCP socket.
+    """A TCP socket that listens.
 
     Raises:
         StartupError: the port is taken; the message names a free one.
         ConfigError: the address cannot be listened on.
     """
+    return _bound(host, port, shared=False, listening=True)
+
+
+def listen_together(host: str, port: int, count: int) -> list[socket.socket]:
+    """Sockets on one port, between which the kernel divides connections; the first listens, the others do not yet.
+
+    Raises:
+        StartupError, ConfigError: as `listen`.
+    """
+    if count == 1:
+        return [listen(host, port)]
+    first = listen(host, port)  # sharing works with strangers, too: see first that there are none
+    port = first.getsockname()[1]
+    first.close()
+    return [_bound(host, port, shared=True, listening=i == 0) for i in range(count)]
+
+
+def _bound(host: str, port: int, *, shared: bool, listening: bool) -> socket.socket:
     try:
         family, kind, proto, _, address = socket.getaddrinfo(
             host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -26,8 +44,11 @@ def listen(host: str, port: int) -> socket.socket:
     sock = socket.socket(family, kind, proto)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.bind(address)
-        sock.listen(BACKLOG)
+        if listening:
+            sock.listen(BACKLOG)
     except OSError as error:
         sock.close()
         raise _explain(error, host, port) from None

@@ -17,7 +17,7 @@ class Models:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         max_model_len = self._state.require_service().max_model_len
-        name = scope["path_params"].get("name")
+        name = scope.get("path_params", {}).get("name")
         if name is not None:
             self._state.check_model(name)
             await answer(send, encode(self._card(name, max_model_len)))

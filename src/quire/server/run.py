@@ -1,13 +1,12 @@
 """From settings to a serving process and back: bind, start the engine, serve, drain, exit code.
 
-bind ─► config.json ─► engine starts ─► web framework, 503 ─► tokenizer ─► ready, 200 ─► signal: drain ─► exit 0
+bind ─► config.json ─► engine starts ─► web server, 503 ─► tokenizer ─► ready, 200 ─► signal: drain ─► exit 0
                                                                                 └─ engine ends: errors ─► exit 1
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import signal
 import socket
@@ -16,20 +15,20 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from quire.checkpoint import ModelFacts, read_facts, resolve
+from quire.checkpoint import read_facts, resolve
 from quire.config import EngineConfig, ServerConfig
 from quire.server.banner import LoadingLine, banner
-from quire.server.listen import listen, url_of
+from quire.server.listen import listen, listen_together, url_of
 
 if TYPE_CHECKING:
-    import uvicorn
-
     from quire.frontend.client import Client
-    from quire.frontend.templates import ChatTemplate
-    from quire.frontend.tokenizer import Tokenizer
-    from quire.server.state import ServerState
+    from quire.observability.metrics import Metrics
+    from quire.server.fleet import Fleet
+    from quire.server.serving import ApiServer
 
 log = logging.getLogger("quire.server")
+BROKEN_SECONDS = 2.0
+"""What clients get to read their errors when the engine or an API process has ended by itself."""
 
 
 def run(engine_config: EngineConfig, server_config: ServerConfig) -> int:
@@ -41,32 +40,35 @@ def run(engine_config: EngineConfig, server_config: ServerConfig) -> int:
     """
     started = time.monotonic()
     model = engine_config.model
-    sock = listen(server_config.host, server_config.port)
+    socks = listen_together(server_config.host, server_config.port, server_config.api_server_count)
     try:
-        facts = read_facts(resolve(model.model, model.revision, weights=False))
+        metrics_port = server_config.metrics_port
+        metrics_sock = listen(server_config.host, metrics_port) if metrics_port is not None else None
+        read_facts(resolve(model.model, model.revision, weights=False))  # what is wrong with it is said at once
         import uvloop
 
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(_Serving(engine_config, server_config, facts, sock, started).serve())
+            return runner.run(_Serving(engine_config, server_config, socks, metrics_sock, started).serve())
     finally:
-        sock.close()
+        for sock in socks:
+            sock.close()
 
 
 class _Serving:
-    """Owns one run of the server."""
+    """Owns one run of the server: its signals, the engine, this process's API and the other API processes."""
 
     def __init__(
         self,
         engine_config: EngineConfig,
         server_config: ServerConfig,
-        facts: ModelFacts,
-        sock: socket.socket,
+        socks: list[socket.socket],
+        metrics_sock: socket.socket | None,
         started: float,
     ) -> None:
         self._engine_config = engine_config
         self._config = server_config
-        self._facts = facts
-        self._sock = sock
+        self._socks = socks
+        self._metrics_sock = metrics_sock
         self._started = started
         self._stopping = asyncio.Event()
         self._force_exit = False
@@ -77,7 +79,7 @@ class _Serving:
         from quire.launch import start_engine
 
         _catch_signals(self._on_signal)
-        client = await start_engine(self._engine_config, self._loading_line)
+        client = await start_engine(self._engine_config, self._loading_line, num_clients=len(self._socks))
         try:
             return await self._serve(client)
         finally:
@@ -86,77 +88,58 @@ class _Serving:
             await client.close()
 
     async def _serve(self, client: Client) -> int:
-        from quire.observability.metrics import Metrics
-        from quire.server.app import Application
-        from quire.server.auth import Gate
-        from quire.server.state import ServerState
+        from quire.server.fleet import Fleet
+        from quire.server.serving import ApiServer
 
-        metrics = Metrics(self._names[0], lambda: client.stats)
-        state = ServerState(client, self._names, metrics)
-        gate = Gate(self._config.api_key)
-        server = self._web_server(Application(state, gate))
-        serving = asyncio.create_task(server.serve(sockets=[self._sock]))
+        metrics = self._make_metrics(client)
+        fleet = Fleet(self._engine_config, self._config, client.folder, self._socks[1:])
+        api = ApiServer(self._engine_config, self._config, client, metrics, self._socks[0])
+        serving = api.start(self._metrics_sock)
         stopping = asyncio.create_task(self._stopping.wait())
         ended = asyncio.create_task(client.wait_ended())
-        loading = asyncio.create_task(self._load(client, state))
+        loading = asyncio.create_task(self._load(api, fleet))
+        lost = asyncio.create_task(asyncio.Event().wait())
+        tasks = [serving, stopping, ended, loading, lost]
         try:
             await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if loading.done():
                 loading.result()
                 self._announce(client)
-                await asyncio.wait({stopping, ended, serving}, return_when=asyncio.FIRST_COMPLETED)
-            return await self._stop(client, server, state, serving, engine_ended=ended.done())
+                lost = asyncio.create_task(fleet.wait_any_ended())  # type: ignore[arg-type]
+                tasks.append(lost)
+                await asyncio.wait({stopping, ended, serving, lost}, return_when=asyncio.FIRST_COMPLETED)
+            return await self._stop(client, api, fleet, broken=self._what_broke(ended, lost))
         finally:
             self._loading_line.end()
-            for task in (serving, stopping, ended, loading):
+            fleet.kill()
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(serving, stopping, ended, loading, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _load(self, client: Client, state: ServerState) -> None:
-        """Read the tokenizer while the engine loads; from then on requests are taken."""
-        from quire.frontend.service import TextService
+    def _make_metrics(self, client: Client) -> Metrics:
+        """The counters: of this process, or of all of them in one file."""
+        from quire.observability.cells import SharedCells
+        from quire.observability.metrics import Metrics
+        from quire.server.member import CELLS_FILE
 
-        loop = asyncio.get_running_loop()
-        tokenizer, template = await loop.run_in_executor(None, self._read_text_side)
-        ready = await client.wait_ready()
-        state.metrics.set_max_model_len(ready.max_model_len)
-        state.serve(
-            TextService(
-                tokenizer,
-                template,
-                self._facts,
-                client,
-                seed=self._engine_config.model.seed,
-                use_generation_config=self._config.generation_config == "auto",
-                metrics=state.metrics,
-                tool_parser=self._config.tool_call_parser,
-                reasoning_parser=self._config.reasoning_parser,
-            )
-        )
+        count = len(self._socks)
+        if count == 1:
+            return Metrics(self._names[0], lambda: client.stats)
+        SharedCells.create(client.folder / CELLS_FILE, count)
+        metrics = Metrics(self._names[0], None, SharedCells(client.folder / CELLS_FILE, 0, count))
+        client.on_stats = metrics.publish
+        return metrics
 
-    def _read_text_side(self) -> tuple[Tokenizer, ChatTemplate]:
-        from quire.frontend.text_side import load_text_side
-
-        return load_text_side(self._engine_config.model, self._config.chat_template)
-
-    def _web_server(self, app: object) -> uvicorn.Server:
-        import uvicorn
-
-        from quire.server.limits import GuardedProtocol
-
-        config = uvicorn.Config(
-            app,  # type: ignore[arg-type]
-            http=GuardedProtocol,
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_keep_alive=75,
-        )
-        server = uvicorn.Server(config)
-        server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
-        return server
+    async def _load(self, api: ApiServer, fleet: Fleet) -> None:
+        """Until every API process has what it needs; from then on requests are taken, here first."""
+        both = asyncio.create_task(api.load()), asyncio.create_task(fleet.start())
+        try:
+            service, _ = await asyncio.gather(*both)
+        finally:
+            for task in both:  # where one fails the other is not waited for
+                task.cancel()
+        api.begin(service)
+        fleet.tell("go")
 
     def _announce(self, client: Client) -> None:
         from quire.frontend.validate import MAX_CHOICES
@@ -168,11 +151,12 @@ class _Serving:
         text = banner(
             client.ready,
             names=self._names,
-            url=url_of(self._sock),
+            url=url_of(self._socks[0]),
             keys=len(self._config.api_key),
-            open_host=not self._sock.getsockname()[0].startswith(("127.", "::1")),
+            open_host=not self._socks[0].getsockname()[0].startswith(("127.", "::1")),
             max_body_bytes=MAX_BODY_BYTES,
             max_choices=MAX_CHOICES,
+            num_processes=len(self._socks),
             seconds=time.monotonic() - self._started,
         )
         print(text, file=sys.stderr, flush=True)
@@ -182,31 +166,36 @@ class _Serving:
             self._force_exit = True
         self._stopping.set()
 
-    async def _stop(
-        self,
-        client: Client,
-        server: uvicorn.Server,
-        state: ServerState,
-        serving: asyncio.Task[None],
-        *,
-        engine_ended: bool,
-    ) -> int:
+    @staticmethod
+    def _what_broke(ended: asyncio.Task[int], lost: asyncio.Task[int]) -> str | None:
+        """What ended without having been told to, if anything."""
+        if ended.done():
+            return "The engine has ended unexpectedly"
+        if lost.done():
+            return f"An API process has ended unexpectedly with code {lost.result()}"
+        return None
+
+    async def _stop(self, client: Client, api: ApiServer, fleet: Fleet, *, broken: str | None) -> int:
         """Take nothing new, let what runs finish for a while, close."""
-        state.draining = True
-        if engine_ended:
-            log.error("The engine has ended unexpectedly; the server stops.")
-        elif client.num_in_flight:
-            log.warning("Stopping: finishing %d requests (a second signal ends them now).", client.num_in_flight)
-        server.should_exit = True
-        limit = time.monotonic() + (2.0 if engine_ended else self._config.shutdown_timeout)
-        while not serving.done() and time.monotonic() < limit and not self._force_exit:
-            await asyncio.wait({serving}, timeout=0.1)
-        if not serving.done():
-            server.force_exit = True
-            for task in list(server.server_state.tasks):
-                task.cancel()
-            await asyncio.wait({serving}, timeout=1.0)
-        return 1 if engine_ended else 0
+        num_running = max(client.num_in_flight, client.stats.num_running + client.stats.num_waiting)
+        seconds = BROKEN_SECONDS if broken else self._config.shutdown_timeout
+        if broken:
+            log.error("%s; the server stops.", broken)
+        elif num_running:
+            log.warning("Stopping: finishing %d requests (a second signal ends them now).", num_running)
+        if client.dead:
+            fleet.tell("dead 1")
+        fleet.tell(f"drain {seconds}")
+        others = asyncio.create_task(fleet.wait_all_ended())
+        await asyncio.gather(api.stop(seconds, lambda: self._force_exit), self._wait_for(others, seconds))
+        return 1 if broken else 0
+
+    async def _wait_for(self, others: asyncio.Task[None], seconds: float) -> None:
+        """The same for the other processes; those that take longer are killed."""
+        limit = time.monotonic() + seconds + 1.5
+        while not others.done() and time.monotonic() < limit and not self._force_exit:
+            await asyncio.wait({others}, timeout=0.1)
+        others.cancel()
 
 
 def _catch_signals(on_signal: Callable[[], None]) -> None:

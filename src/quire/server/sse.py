@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import msgspec
 
 from quire.server.asgi import Send, encode_headers
+from quire.server.channel import Channel
 
 DONE = b"data: [DONE]\n\n"
 _HEADERS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache", "x-accel-buffering": "no"}
@@ -19,29 +21,37 @@ def event(value: Any) -> bytes:
 
 
 class EventStream:
-    """Owns one response: starts it with the first write, ends it once.
+    """Owns one response: starts it with the first write, ends it once. In between its channel may be written to.
 
     Args:
         send: the ASGI channel.
         headers: besides those of every stream.
+        channel: the short way, if there is one.
     """
 
-    def __init__(self, send: Send, headers: dict[str, str] | None = None) -> None:
+    def __init__(self, send: Send, headers: dict[str, str] | None = None, channel: Channel | None = None) -> None:
         self._send = send
         self._headers = {**_HEADERS, **(headers or {})}
+        self.channel = channel
+        self._starting = asyncio.Lock()
         self.started = False
 
     async def write(self, data: bytes) -> None:
         """Send events; waits while the client reads too slowly."""
         if not self.started:
-            self.started = True
-            await self._send({"type": "http.response.start", "status": 200, "headers": encode_headers(self._headers)})
+            async with self._starting:  # several choices share one response
+                if not self.started:
+                    head = {"type": "http.response.start", "status": 200, "headers": encode_headers(self._headers)}
+                    await self._send(head)
+                    self.started = True
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
     async def end(self, data: bytes = DONE) -> None:
         """Send the last events and close the response."""
-        await self.write(data)
-        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+        if not self.started:
+            await self.write(data)
+            data = b""
+        await self._send({"type": "http.response.body", "body": data, "more_body": False})
 
 
 class ChunkWriter:

@@ -23,12 +23,14 @@ class ServerState:
         client: the engine.
         names: under which the model is served; the first is the one in answers.
         metrics: what /metrics shows.
+        strict: refuse requests with fields that have no effect.
     """
 
-    def __init__(self, client: EngineClient, names: tuple[str, ...], metrics: Metrics) -> None:
+    def __init__(self, client: EngineClient, names: tuple[str, ...], metrics: Metrics, *, strict: bool = False) -> None:
         self.client = client
         self.names = names
         self.metrics = metrics
+        self.strict = strict
         self.created = int(time.time())
         self.draining = False
         self.service: TextService | None = None

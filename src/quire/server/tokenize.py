@@ -21,7 +21,7 @@ class Tokenize:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         service = self._state.require_service()
-        request, warnings = decode(await read_json_body(scope, receive), TokenizeRequest)
+        request, warnings = decode(await read_json_body(scope, receive), TokenizeRequest, strict=self._state.strict)
         self._state.check_model(request.model)
         text, special = await _text(request, service)
         ids = await service.encode_async(text, add_special_tokens=special)
@@ -38,7 +38,7 @@ class Detokenize:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         service = self._state.require_service()
-        request, warnings = decode(await read_json_body(scope, receive), DetokenizeRequest)
+        request, warnings = decode(await read_json_body(scope, receive), DetokenizeRequest, strict=self._state.strict)
         self._state.check_model(request.model)
         ids = service.checked_ids(request.tokens, "tokens") if request.tokens else []
         text = service.tokenizer.decode(ids, skip_special_tokens=False)

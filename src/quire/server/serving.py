@@ -1,0 +1,135 @@
+"""One process's share of a server: web server, text side, and an end in which nothing new is taken.
+
+start ─► 503 to all ─► load ─► begin ─► 200 ─► stop: what runs may finish ─► closed
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import socket
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import uvicorn
+
+from quire.checkpoint import read_facts, resolve
+from quire.config import EngineConfig, ServerConfig
+from quire.frontend.service import TextService
+from quire.frontend.text_side import load_text_side
+from quire.observability.metrics import Metrics
+from quire.server.app import OPERATION_ROUTES, Application
+from quire.server.auth import Gate
+from quire.server.limits import GuardedProtocol
+from quire.server.state import ServerState
+
+if TYPE_CHECKING:
+    from quire.frontend.client import Client
+
+_SEED_STEP = 1 << 32
+"""Between the seeds of two processes: requests that bring none must not get the same ones."""
+
+
+class ApiServer:
+    """Owns the web server of this process.
+
+    Args:
+        engine_config, server_config: the settings.
+        client: the engine.
+        metrics: fed by the requests of this process.
+        sock: where requests arrive.
+        index: which of the API processes this is.
+    """
+
+    def __init__(
+        self,
+        engine_config: EngineConfig,
+        server_config: ServerConfig,
+        client: Client,
+        metrics: Metrics,
+        sock: socket.socket,
+        index: int = 0,
+    ) -> None:
+        self._engine_config = engine_config
+        self._config = server_config
+        self._client = client
+        self._sock = sock
+        self._index = index
+        names = server_config.served_model_name or (engine_config.model.model,)
+        self.state = ServerState(client, names, metrics, strict=server_config.strict)
+        self._gate = Gate(server_config.api_key)
+        self._server = _web_server(Application(self.state, self._gate))
+        self._metrics: asyncio.Task[None] | None = None
+        self._serving: asyncio.Task[None] | None = None
+
+    def start(self, metrics_sock: socket.socket | None = None) -> asyncio.Task[None]:
+        """Take connections from now on; on a further socket those that want /metrics only."""
+        if metrics_sock is not None:
+            pages = _web_server(Application(self.state, self._gate, OPERATION_ROUTES))
+            self._metrics = asyncio.create_task(pages.serve(sockets=[metrics_sock]))
+        self._serving = asyncio.create_task(self._server.serve(sockets=[self._sock]))
+        return self._serving
+
+    async def load(self) -> TextService:
+        """Read the tokenizer while the engine loads."""
+        model, config = self._engine_config.model, self._config
+        loop = asyncio.get_running_loop()
+        facts = read_facts(resolve(model.model, model.revision, weights=False))
+        tokenizer, template = await loop.run_in_executor(None, load_text_side, model, config.chat_template)
+        ready = await self._client.wait_ready()
+        self.state.metrics.set_max_model_len(ready.max_model_len)
+        return TextService(
+            tokenizer,
+            template,
+            facts,
+            self._client,
+            seed=model.seed + self._index * _SEED_STEP,
+            use_generation_config=config.generation_config == "auto",
+            metrics=self.state.metrics,
+            stream_interval=config.stream_interval,
+            tool_parser=config.tool_call_parser,
+            reasoning_parser=config.reasoning_parser,
+        )
+
+    def begin(self, service: TextService) -> None:
+        """Answer requests from now on."""
+        gc.collect()
+        gc.freeze()  # what is loaded stays: no collection needs to look at it again
+        gc.set_threshold(10_000, 20, 20)
+        self.state.serve(service)
+
+    async def stop(self, seconds: float, forced: Callable[[], bool] = lambda: False) -> None:
+        """Take nothing new, let what runs finish for so long or until `forced()`, close."""
+        self.state.draining = True
+        self._server.should_exit = True
+        serving, limit = self._serving, time.monotonic() + seconds
+        if self._metrics is not None:
+            self._metrics.cancel()
+        if serving is None:
+            return
+        while not serving.done() and time.monotonic() < limit and not forced():
+            await asyncio.wait({serving}, timeout=0.1)
+        if not serving.done():
+            self._server.force_exit = True
+            for task in list(self._server.server_state.tasks):
+                task.cancel()
+            await asyncio.wait({serving}, timeout=1.0)
+
+
+def _web_server(app: Application) -> uvicorn.Server:
+    config = uvicorn.Config(
+        app,
+        http=GuardedProtocol,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,  # nobody asks for the client's address
+        timeout_keep_alive=75,
+    )
+    server = uvicorn.Server(config)
+    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
+    return server
