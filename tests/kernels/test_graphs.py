@@ -37,6 +37,7 @@ from quire.worker.quantization.none import Unquantized
 from quire.worker.rows import Rows
 from quire.worker.runner import Runner
 from quire.worker.sampling.fused import FusedSampler
+from quire.worker.sampling.prompt import PromptScorer
 from quire.worker.sampling.sampler import Sampler
 
 GPU = torch.cuda.is_available()
@@ -122,7 +123,7 @@ class Engine:
         else:
             sampler, shapes = Sampler(ROWS, VOCAB, DEVICE), ()
         self.shapes = shapes
-        self.runner = Runner(model, backend, kernels, rows, kv, sampler, shapes)
+        self.runner = Runner(model, backend, kernels, rows, kv, sampler, PromptScorer(ROWS, VOCAB), shapes)
         self.scheduler = Scheduler(
             KVManager(BlockPool(BLOCKS), BLOCK, prefix_caching=True),
             max_num_seqs=ROWS,
