@@ -51,6 +51,10 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
         bool,
         Meta(description="Accepted for vLLM's sake; Quire has its own model code and runs none from a checkpoint."),
     ] = False
+    max_logprobs: Annotated[
+        int,
+        Meta(ge=-1, description="Most log-probabilities per token that a request may ask for; -1: no limit."),
+    ] = 20
     device: Annotated[
         Literal["auto", "cpu", "cuda"], Meta(description="Where to run; auto takes a GPU if there is one.")
     ] = "auto"

@@ -20,6 +20,7 @@ from quire.errors import RequestError
 MAX_N = 16_384
 MAX_LOGPROBS = 20
 """Default of the setting `max_logprobs`."""
+MAX_BEAM_WIDTH = 64
 MAX_BIASES = 1024
 MAX_BAD_WORDS = 128
 MIN_TEMPERATURE = 0.01
@@ -177,6 +178,38 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
         return SamplingParams(**{name: getattr(self, name) for name in self.__struct_fields__})
 
 
+class BeamSearchParams(msgspec.Struct, kw_only=True):
+    """How `LLM.beam_search` looks for the most likely continuation.
+
+    Args:
+        beam_width: hypotheses that are kept, 1..64.
+        max_tokens: most tokens to generate.
+        ignore_eos: generate past the model's end tokens.
+        temperature: 0 or 1: hypotheses are ranked by the model's own log-probabilities.
+        length_penalty: a hypothesis counts as its log-probability divided by its length, prompt included, to this power.
+        include_stop_str_in_output: keep the end token.
+
+    Raises:
+        RequestError: naming the field, the value seen and its range.
+    """
+
+    beam_width: int
+    max_tokens: int
+    ignore_eos: bool = False
+    temperature: float = 0.0
+    length_penalty: float = 1.0
+    include_stop_str_in_output: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("beam_width", "max_tokens"):
+            setattr(self, name, _typed(name, getattr(self, name), "an integer"))
+        for name in ("temperature", "length_penalty"):
+            setattr(self, name, _typed(name, getattr(self, name), "a number"))
+        for name, (fits, allowed) in _BEAM_RANGES.items():
+            if not fits(getattr(self, name)):
+                raise RequestError(f"{name} must be {allowed}, got {getattr(self, name)!r}.", param=name)
+
+
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "extra_args": ({},),
     "flat_logprobs": (False,),
@@ -319,4 +352,13 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
             *("spaces_between_special_tokens", "skip_reading_prefix_cache"),
         )
     },
+}
+
+_BEAM_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "beam_width": (lambda v: 1 <= v <= MAX_BEAM_WIDTH, f"in 1..{MAX_BEAM_WIDTH}"),
+    "max_tokens": (lambda v: 1 <= v < 2**31, "at least 1"),
+    "temperature": (lambda v: v in (0, 1), "0 or 1: beams are ranked by the model's own log-probabilities"),
+    "length_penalty": (lambda v: -10 <= v <= 10, "in [-10, 10]"),
+    "ignore_eos": (lambda v: isinstance(v, bool), "true or false"),
+    "include_stop_str_in_output": (lambda v: isinstance(v, bool), "true or false"),
 }

@@ -10,12 +10,12 @@ import asyncio
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
 from quire.frontend.service import PreparedRequest, TextService
-from quire.frontend.streams import Delta, RequestStream
+from quire.frontend.streams import Delta, RequestStream, merged
 from quire.frontend.validate import GenerateRequest, decode
 from quire.server.asgi import ClientGone, Receive, Scope, Send, answer, until_gone
 from quire.server.errors import describe
@@ -134,7 +134,7 @@ class GenerateRoute(ABC, Generic[R]):
         writers = [self.writer(call, i) for i in range(len(streams))]
         num_output = 0
         try:
-            async for index, delta in _merged(streams):
+            async for index, delta in merged(streams):
                 num_output += len(delta.token_ids)
                 usage = call.usage(streams, num_output) if call.request.continuous_usage else None
                 data = writers[index].chunks(delta, usage)
@@ -173,38 +173,6 @@ def _started(call: Call[Any]) -> Any:
     finally:
         for stream in streams:
             stream.close()
-
-
-async def _merged(streams: Sequence[RequestStream]) -> AsyncIterator[tuple[int, Delta]]:
-    """What is new in any stream, as it comes."""
-    if len(streams) == 1:
-        async for delta in streams[0]:
-            yield 0, delta
-        return
-    queue: asyncio.Queue[tuple[int, Delta | BaseException | None]] = asyncio.Queue()
-
-    async def pump(index: int) -> None:
-        try:
-            async for delta in streams[index]:
-                queue.put_nowait((index, delta))
-            queue.put_nowait((index, None))
-        except Exception as error:  # noqa: BLE001 - raised again by the reader
-            queue.put_nowait((index, error))
-
-    tasks = [asyncio.create_task(pump(i)) for i in range(len(streams))]
-    try:
-        open_streams = len(streams)
-        while open_streams:
-            index, item = await queue.get()
-            if isinstance(item, BaseException):
-                raise item
-            if item is None:
-                open_streams -= 1
-            else:
-                yield index, item
-    finally:
-        for task in tasks:
-            task.cancel()
 
 
 def warnings_header(warnings: list[str]) -> dict[str, str]:
