@@ -267,7 +267,8 @@ class LLM:
         outputs: list[RequestOutput] = []
         try:
             for one, future in queued:
-                outputs += loop.wait(future)
+                found: list[RequestOutput] = loop.wait(future)
+                outputs += found
                 if bar:
                     bar.add(len(one.request.prompt_ids), sum(len(c.token_ids) for c in outputs[-1].outputs))
         finally:
@@ -398,6 +399,11 @@ class LLM:
     def stats(self) -> EngineStats:
         """Gauges and counters of the engine, as of its last step."""
         return self._client.stats
+
+    @property
+    def llm_engine(self) -> Any:
+        """Not offered: the engine is another process."""
+        raise AttributeError("LLM.llm_engine: the engine is another process; LLM.ready and LLM.stats() tell about it.")
 
     @property
     def ready(self) -> Ready:

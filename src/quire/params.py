@@ -68,7 +68,7 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
         skip_special_tokens: leave special tokens out of the text.
         spaces_between_special_tokens: False puts no space between special tokens that follow each other.
         detokenize: False returns token ids only.
-        truncate_prompt_tokens: keep only so many of the prompt's tokens, >= 1; -1 keeps what leaves room for max_tokens.
+        truncate_prompt_tokens: keep only so many of the prompt's tokens, >= 1; -1: what fits beside max_tokens.
         truncation_side: which end is cut off, "left" or "right".
         output_kind: what each output of `LLM.stream` holds; `generate` always returns the whole.
         skip_reading_prefix_cache: compute the whole prompt; None does so only where prompt_logprobs are asked for.
@@ -186,7 +186,7 @@ class BeamSearchParams(msgspec.Struct, kw_only=True):
         max_tokens: most tokens to generate.
         ignore_eos: generate past the model's end tokens.
         temperature: 0 or 1: hypotheses are ranked by the model's own log-probabilities.
-        length_penalty: a hypothesis counts as its log-probability divided by its length, prompt included, to this power.
+        length_penalty: hypotheses are ranked by log-probability / length ** length_penalty; the prompt counts.
         include_stop_str_in_output: keep the end token.
 
     Raises:

@@ -46,14 +46,16 @@ def choose(deltas: Sequence[Delta], params: SamplingParams) -> list[Chosen]:
     """The completions to return, of all that were generated."""
     found = [Chosen(delta, _cumulative(delta)) for delta in deltas]
     if len(found) > params.n:
-        found.sort(
-            key=lambda one: -math.inf if one.cumulative_logprob is None else one.cumulative_logprob, reverse=True
-        )
+        found.sort(key=_rank, reverse=True)
         del found[params.n :]
         if params.logprobs is None:
             for one in found:
                 one.delta.logprobs = None
     return found
+
+
+def _rank(one: Chosen) -> float:
+    return -math.inf if one.cumulative_logprob is None else one.cumulative_logprob
 
 
 def _cumulative(delta: Delta) -> float | None:

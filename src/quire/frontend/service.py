@@ -329,7 +329,7 @@ class TextService:
             return
         asked = f"-1 (all {self.vocab_size})" if count == -1 else str(count)
         raise RequestError(
-            f"{name} must be in 0..{most}, got {asked}. --max-logprobs (LLM(max_logprobs=...)) sets the limit; -1 is none.",
+            f"{name} must be in 0..{most}, got {asked}. The limit is --max-logprobs; LLM(max_logprobs=-1) has none.",
             param=name,
         )
 

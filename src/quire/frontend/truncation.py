@@ -8,8 +8,8 @@ from quire.params import SamplingParams
 def truncated(ids: list[int], params: SamplingParams, max_model_len: int, default_max_tokens: int | None) -> list[int]:
     """The prompt's tokens, as many as `truncate_prompt_tokens` keeps.
 
-    -1 keeps what leaves room for `max_tokens`, or its default, or for one token where both are open. The left end is cut off unless
-    `truncation_side` says otherwise: what was said last matters most to what comes next.
+    -1 keeps what leaves room for `max_tokens`, or its default, or for one token where both are open. The left end is
+    cut off unless `truncation_side` says otherwise: what was said last matters most to what comes next.
     """
     most = params.truncate_prompt_tokens
     if most == -1:

@@ -66,7 +66,7 @@ def unwrap(prompt: Prompt) -> Unwrapped:
     ids, text, salt = prompt.get("prompt_token_ids"), prompt.get("prompt"), prompt.get("cache_salt") or ""
     if ids is None and text is None:
         raise RequestError(
-            f"A prompt dict needs 'prompt' or 'prompt_token_ids', got {sorted(prompt)}.", param="prompts"
+            f"A prompt dict needs 'prompt' or 'prompt_token_ids', got {sorted(map(str, prompt))}.", param="prompts"
         )
     if not isinstance(text, str | None) or not isinstance(salt, str) or isinstance(ids, str):
         raise RequestError("'prompt' and 'cache_salt' must be text, 'prompt_token_ids' integers.", param="prompts")
