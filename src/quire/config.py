@@ -138,6 +138,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     chat_template: Annotated[
         str | None, Meta(description="File with a Jinja chat template, instead of the checkpoint's.")
     ] = None
+    trust_request_chat_template: Annotated[
+        bool, Meta(description="Take a chat template from a request; it runs in the same sandbox as the model's own.")
+    ] = False
     tool_call_parser: Annotated[
         str | None, Meta(description="How tool calls are written; found from the chat template if not given.")
     ] = None

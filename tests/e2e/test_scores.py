@@ -212,7 +212,7 @@ def reference_search(model: Model, prompt: list[int], params: BeamSearchParams) 
         grown = []
         for ids, total in beams:
             top = model.logprobs(prompt + ids)[-1].topk(2 * params.beam_width)
-            grown += [(ids + [t], total + v) for t, v in zip(top.indices.tolist(), top.values.tolist(), strict=True)]
+            grown += [([*ids, t], total + v) for t, v in zip(top.indices.tolist(), top.values.tolist(), strict=True)]
         done += [beam for beam in grown if beam[0][-1] in ENDS]
         beams = sorted((b for b in grown if b[0][-1] not in ENDS), key=lambda b: -b[1])[: params.beam_width]
 

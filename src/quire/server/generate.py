@@ -14,10 +14,13 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
+from quire.frontend.beam import Beam, beam_search
+from quire.frontend.candidates import choose
 from quire.frontend.service import PreparedRequest, TextService
 from quire.frontend.streams import Delta, RequestStream, merged
 from quire.frontend.validate import GenerateRequest, decode
-from quire.server.asgi import ClientGone, Receive, Scope, Send, answer, until_gone
+from quire.params import BeamSearchParams
+from quire.server.asgi import ClientGone, Receive, Scope, Send, answer, header, until_gone
 from quire.server.errors import describe
 from quire.server.limits import read_json_body
 from quire.server.sse import DONE, EventStream, encode, event
@@ -48,6 +51,15 @@ class Call(Generic[R]):
         self.created = int(time.time())
         self.arrival = time.monotonic()
         self.prepared: list[PreparedRequest] = []
+        self.streams: list[RequestStream] = []
+
+    def prompt(self, index: int) -> PreparedRequest:
+        """The prompt of a choice."""
+        return self.prepared[index // self.request.n]
+
+    def first_stream(self, index: int) -> RequestStream:
+        """The stream that scored the prompt of a choice."""
+        return self.streams[index // self.request.n * self.request.num_candidates]
 
     def frame(self, object_: str, choices: Sequence[Any], **more: Any) -> dict[str, Any]:
         """A response object around some choices."""
@@ -61,10 +73,10 @@ class Call(Generic[R]):
             **more,
         }
 
-    def usage(self, streams: Sequence[RequestStream], num_output: int) -> dict[str, Any]:
+    def usage(self, num_output: int) -> dict[str, Any]:
         """Token counts so far."""
         num_prompt = sum(len(prepared.prompt_ids) for prepared in self.prepared)
-        cached = sum(stream.num_cached_tokens for stream in streams[:: self.request.n])
+        cached = sum(stream.num_cached_tokens for stream in self.streams[:: self.request.num_candidates])
         return {
             "prompt_tokens": num_prompt,
             "completion_tokens": num_output,
@@ -94,16 +106,20 @@ class GenerateRoute(ABC, Generic[R]):
         request, warnings = decode(body, self.kind)
         del body
         self._state.check_model(request.model)
+        if request.priority and not service.by_priority:
+            warnings.append("priority has no effect here: the server runs without --scheduling-policy priority.")
+        if request.request_id is not None and header(scope, b"x-request-id") is None:
+            scope["quire.request_id"] = request.request_id
         call = Call(new_id(self.id_prefix), request, warnings, service, self._state)
         try:
             async with until_gone(receive):
                 call.prepared = await self.prepare(call)
                 headers = {"x-request-id": scope["quire.request_id"], **warnings_header(call.warnings)}
-                with _started(call) as streams:
+                with _started(call):
                     if request.stream:
-                        await self._stream(call, streams, EventStream(send, headers))
+                        await self._stream(call, EventStream(send, headers))
                     else:
-                        await self._answer(call, streams, send, headers)
+                        await self._answer(call, send, headers)
         except ClientGone:
             log.debug("%s: the client is gone", call.id)
 
@@ -117,26 +133,34 @@ class GenerateRoute(ABC, Generic[R]):
     def choice(self, call: Call[R], index: int, delta: Delta) -> dict[str, Any]:
         """A whole choice of a plain answer."""
 
+    def extras(self, call: Call[R]) -> dict[str, Any]:
+        """Further fields of the answer, or of the first chunk of a stream."""
+        return {}
+
     @abstractmethod
     def writer(self, call: Call[R], index: int) -> ChoiceWriter:
         """The chunks of one choice of a stream."""
 
     # ---- both forms ----------------------------------------------------------------------------------------------
 
-    async def _answer(self, call: Call[R], streams: list[RequestStream], send: Send, headers: dict[str, str]) -> None:
-        deltas = [await stream.collect() for stream in streams]
+    async def _answer(self, call: Call[R], send: Send, headers: dict[str, str]) -> None:
+        found = await (_beams(call) if call.request.use_beam_search else _collected(call))
+        deltas, num_output = found
         choices = [self.choice(call, i, delta) for i, delta in enumerate(deltas)]
-        usage = call.usage(streams, sum(len(delta.token_ids) for delta in deltas))
         more = {"warnings": call.warnings} if call.warnings else {}
-        await answer(send, encode(call.frame(self.answer_object, choices, usage=usage, **more)), headers=headers)
+        body = call.frame(self.answer_object, choices, usage=call.usage(num_output), **self.extras(call), **more)
+        await answer(send, encode(body), headers=headers)
 
-    async def _stream(self, call: Call[R], streams: list[RequestStream], out: EventStream) -> None:
+    async def _stream(self, call: Call[R], out: EventStream) -> None:
+        streams = call.streams
         writers = [self.writer(call, i) for i in range(len(streams))]
         num_output = 0
         try:
             async for index, delta in merged(streams):
+                if call.request.only_prompt:
+                    delta = nothing_after(delta)
                 num_output += len(delta.token_ids)
-                usage = call.usage(streams, num_output) if call.request.continuous_usage else None
+                usage = call.usage(num_output) if call.request.continuous_usage else None
                 data = writers[index].chunks(delta, usage)
                 if data:
                     await out.write(data)
@@ -149,7 +173,7 @@ class GenerateRoute(ABC, Generic[R]):
             return
         last = b""
         if call.request.include_usage:
-            usage = call.usage(streams, num_output)
+            usage = call.usage(num_output)
             last = event(call.frame(self.chunk_object, [], usage=usage))
         await out.end(last + DONE)
 
@@ -164,25 +188,67 @@ class ChoiceWriter(ABC):
 
 @contextmanager
 def _started(call: Call[Any]) -> Any:
-    """The streams of all prompts, closed at the end whatever happens."""
-    streams: list[RequestStream] = []
+    """The streams of all prompts, closed at the end whatever happens; a beam search makes its own as it goes."""
     try:
-        for prepared in call.prepared:
-            streams += call.service.start(prepared)
-        yield streams
+        for prepared in () if call.request.use_beam_search else call.prepared:
+            call.streams += call.service.start(prepared)
+        yield
     finally:
-        for stream in streams:
+        for stream in call.streams:
             stream.close()
+
+
+async def _collected(call: Call[Any]) -> tuple[list[Delta], int]:
+    """The choices, and how many tokens were generated for them: also those of candidates that are not returned."""
+    deltas = [await stream.collect() for stream in call.streams]
+    if call.request.only_prompt:
+        return [nothing_after(delta) for delta in deltas], 0
+    count, chosen = call.request.num_candidates, list[Delta]()
+    for place, prepared in enumerate(call.prepared):
+        own = deltas[place * count : (place + 1) * count]
+        chosen += [one.delta for one in choose(own, prepared.params)]
+    return chosen, sum(len(delta.token_ids) for delta in deltas)
+
+
+async def _beams(call: Call[Any]) -> tuple[list[Delta], int]:
+    """The best hypotheses of each prompt as choices, and how many tokens they have; n is the width of the beam."""
+
+    async def search(prepared: PreparedRequest) -> list[Delta]:
+        params = BeamSearchParams(
+            beam_width=call.request.n,
+            max_tokens=prepared.params.max_tokens or 1,
+            ignore_eos=call.request.ignore_eos,
+            length_penalty=call.request.length_penalty,
+        )
+        beams = await beam_search(call.service, prepared, params)
+        return [_of_beam(call, prepared, beam) for beam in beams]
+
+    tasks = [asyncio.create_task(search(prepared)) for prepared in call.prepared]
+    try:
+        deltas = [delta for found in await asyncio.gather(*tasks) for delta in found]
+    finally:  # after an error nothing keeps running for nobody
+        for task in tasks:
+            task.cancel()
+    return deltas, sum(len(delta.token_ids) for delta in deltas)
+
+
+def _of_beam(call: Call[Any], prepared: PreparedRequest, beam: Beam) -> Delta:
+    """A hypothesis as a choice."""
+    [detokenizer] = call.service.tokenizer.detokenizers(prepared.params, 1, prepared.markers)
+    text = detokenizer.push(beam.token_ids, stop_token=beam.end is not None).text + detokenizer.finish().text
+    logprobs = list(beam.logprobs) if prepared.params.logprobs is not None else None
+    named = None if beam.end in call.service.end_token_ids else beam.end
+    return Delta(list(beam.token_ids), text, logprobs, "length" if beam.end is None else "stop", named)
+
+
+def nothing_after(delta: Delta) -> Delta:
+    """What a request for the prompt alone gets of the one token that was generated: nothing."""
+    return Delta([], "", None, "length" if delta.finish_reason else None)
 
 
 def warnings_header(warnings: list[str]) -> dict[str, str]:
     """The header that names fields without effect; none if there are none."""
     return {"x-quire-warnings": " ".join(warnings)[:MAX_HEADER_WARNINGS]} if warnings else {}
-
-
-def to_json_number(logprob: float) -> float:
-    """A log-probability that JSON can carry; impossible tokens have minus infinity."""
-    return max(logprob, -9999.0)
 
 
 def with_usage(data: Any, usage: dict[str, Any] | None, wanted: bool) -> Any:

@@ -92,7 +92,8 @@ class _Serving:
         from quire.server.state import ServerState
 
         metrics = Metrics(self._names[0], lambda: client.stats)
-        state = ServerState(client, self._names, metrics)
+        trusting = self._config.trust_request_chat_template
+        state = ServerState(client, self._names, metrics, trust_request_chat_template=trusting)
         gate = Gate(self._config.api_key)
         server = self._web_server(Application(state, gate))
         serving = asyncio.create_task(server.serve(sockets=[self._sock]))
@@ -129,6 +130,8 @@ class _Serving:
                 seed=self._engine_config.model.seed,
                 use_generation_config=self._config.generation_config == "auto",
                 metrics=state.metrics,
+                max_logprobs=self._engine_config.model.max_logprobs,
+                by_priority=self._engine_config.scheduler.scheduling_policy == "priority",
                 tool_parser=self._config.tool_call_parser,
                 reasoning_parser=self._config.reasoning_parser,
             )
