@@ -119,4 +119,5 @@ def test_seeds_follow_the_engines_seed() -> None:
     params = SamplingParams(n=4)
     seeds = [[one.seed for one in candidates(params, s._random)] for s in (first, second, other)]
     assert seeds[0] == seeds[1] != seeds[2] and len(set(seeds[0])) == 4
-    assert all(-(2**63) <= seed < 2**63 for seed in first._seeds(SamplingParams(n=16, seed=-(2**63))))
+    extreme = candidates(SamplingParams(n=16, seed=-(2**63)), first._random)
+    assert all(-(2**63) <= one.seed < 2**63 for one in extreme)

@@ -39,6 +39,9 @@ def check_together(request: GenerateRequest) -> None:
     Raises:
         RequestError: naming the one to change.
     """
+    if not -10 <= request.length_penalty <= 10:
+        seen = request.length_penalty
+        raise RequestError(f"length_penalty must be in [-10, 10], got {seen}.", param="length_penalty")
     if request.use_beam_search:
         _check_beams(request)
     if request.stream and request.num_candidates > request.n:
