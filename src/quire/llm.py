@@ -20,7 +20,6 @@ from quire.frontend.parsers import plan_tools
 from quire.frontend.service import PreparedRequest, TextService
 from quire.frontend.streams import Delta, RequestStream, merged
 from quire.frontend.text_side import load_text_side
-from quire.frontend.tokenizer import Tokenizer
 from quire.launch import start_engine
 from quire.messages import EngineStats, Ready
 from quire.offline.names import ABSENT_METHODS, refusal, without_neutral
@@ -28,6 +27,7 @@ from quire.offline.progress import LoadingBar, ProgressBar, UseTqdm, progress_ba
 from quire.offline.prompts import Prompt, as_prompts, one_each, refuse_lora, unwrap, warn_priority
 from quire.offline.results import Results
 from quire.offline.threads import LoopThread
+from quire.offline.tokenizer import PublicTokenizer
 from quire.outputs import BeamSearchOutput, CompletionOutput, Metric, RequestOutput
 from quire.params import BeamSearchParams, RequestOutputKind, SamplingParams
 
@@ -377,9 +377,9 @@ class LLM:
 
     # ---- the rest ------------------------------------------------------------------------------------------------
 
-    def get_tokenizer(self) -> Tokenizer:
-        """The model's tokenizer."""
-        return self._service.tokenizer
+    def get_tokenizer(self) -> PublicTokenizer:
+        """The model's tokenizer, with the names that transformers has."""
+        return PublicTokenizer(self._service.tokenizer, self._service.template)
 
     def get_default_sampling_params(self) -> SamplingParams:
         """What `generate` uses when it is given no parameters."""

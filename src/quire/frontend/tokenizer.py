@@ -89,6 +89,16 @@ class Tokenizer:
         return int(self._core.get_vocab_size())
 
     @property
+    def num_added(self) -> int:
+        """Tokens among them that were added to the vocabulary later."""
+        return self.vocab_size - int(self._core.get_vocab_size(with_added_tokens=False))
+
+    @property
+    def special_ids(self) -> list[int]:
+        """Ids that `skip_special_tokens` leaves out."""
+        return sorted(self._special)
+
+    @property
     def special_tokens(self) -> dict[str, str]:
         """Texts of the special tokens by role (`bos_token`, `eos_token`, ...), as chat templates use them."""
         texts = {name: _token_text(self._config.get(name)) for name in _SPECIAL_NAMES}
