@@ -5,40 +5,32 @@ from __future__ import annotations
 import asyncio
 import itertools
 import weakref
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from types import TracebackType
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from quire.checkpoint import read_facts, resolve
 from quire.config import DEMO_MODEL, EngineConfig, build_engine_config
 from quire.errors import QuireError, RequestError
-from quire.frontend.beam import beam_search
-from quire.frontend.candidates import Chosen
 from quire.frontend.client import Client
 from quire.frontend.parsers import plan_tools
 from quire.frontend.service import PreparedRequest, TextService
-from quire.frontend.streams import Delta, RequestStream, merged
+from quire.frontend.streams import RequestStream
 from quire.frontend.text_side import load_text_side
 from quire.launch import start_engine
 from quire.messages import EngineStats, Ready
 from quire.offline.names import ABSENT_METHODS, refusal, without_neutral
 from quire.offline.progress import LoadingBar, ProgressBar, UseTqdm, progress_bar
-from quire.offline.prompts import Prompt, as_prompts, one_each, refuse_lora, unwrap, warn_priority
-from quire.offline.results import Results
+from quire.offline.prompts import Prompt, as_prompts, one_each, refuse_content, refuse_lora, unwrap, warn_priority
+from quire.offline.results import Numbered, Results
+from quire.offline.streaming import search_beams, stream_outputs
 from quire.offline.threads import LoopThread
 from quire.offline.tokenizer import PublicTokenizer
-from quire.outputs import BeamSearchOutput, CompletionOutput, Metric, RequestOutput
+from quire.outputs import BeamSearchOutput, Metric, RequestOutput
 from quire.params import BeamSearchParams, RequestOutputKind, SamplingParams
 
 Message = Mapping[str, Any]
-
-
-class _Numbered(NamedTuple):
-    """A request under the id that its output will have."""
-
-    id: str
-    request: PreparedRequest
 
 
 class LLM:
@@ -107,7 +99,7 @@ class LLM:
             }
         )
         self._request_ids = itertools.count()
-        self._queued: list[tuple[_Numbered, Future[list[RequestOutput]]]] = []
+        self._queued: list[tuple[Numbered, Future[list[RequestOutput]]]] = []
         self._loop = LoopThread()
         try:
             self._client, self._service = self._loop.run(_start(config, chat_template))
@@ -151,22 +143,27 @@ class LLM:
         use_tqdm: UseTqdm = True,
         lora_request: None = None,
         chat_template: str | None = None,
-        *,
+        chat_template_content_format: str = "auto",
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        mm_processor_kwargs: Mapping[str, Any] | None = None,
+        *,
         priority: int | Sequence[int] | None = None,
     ) -> list[RequestOutput]:
         """Answer one conversation or many, each a list of {"role": ..., "content": ...}.
 
         Args and errors as in `generate`, and:
             chat_template: a Jinja template's text, instead of the model's.
+            chat_template_content_format: "auto" or "string": templates get each message's content as one text.
             add_generation_prompt: open the assistant's turn.
             continue_final_message: go on with the last message instead.
             tools: functions that the template shows to the model, as in the OpenAI API; calls come back as text.
             chat_template_kwargs: further variables for the template.
+            mm_processor_kwargs: not offered: the model takes text.
         """
+        refuse_content(chat_template_content_format, mm_processor_kwargs)
         single = not messages or isinstance(messages[0], Mapping)
         conversations = cast(Sequence[Sequence[Message]], [messages] if single else messages)
         texts = [
@@ -203,7 +200,7 @@ class LLM:
             params = request.params
             if params.num_candidates > params.n and params.output_kind != RequestOutputKind.FINAL_ONLY:
                 raise RequestError("best_of > n is known at the end only: use FINAL_ONLY.", param="best_of")
-        return self._alive().iterate(self._stream(numbered))
+        return self._alive().iterate(stream_outputs(self._service, self._results, numbered))
 
     def beam_search(
         self,
@@ -227,25 +224,8 @@ class LLM:
         """
         plain = SamplingParams(temperature=0, max_tokens=params.max_tokens, ignore_eos=params.ignore_eos)
         numbered = self._prepare_all(prompts, plain, lora_request, None)
-        bar, gate = progress_bar(use_tqdm, len(numbered)), asyncio.Semaphore(concurrency_limit or len(numbered) or 1)
-
-        async def search(request: PreparedRequest) -> BeamSearchOutput:
-            async with gate:
-                beams = await beam_search(self._service, request, params)
-            if bar:
-                bar.add(len(request.prompt_ids), len(beams[0].token_ids))
-            keep_end = params.include_stop_str_in_output
-            found = [self._results.sequence(request.prompt_ids, beam, keep_end=keep_end) for beam in beams]
-            return BeamSearchOutput(found)
-
-        async def search_all() -> list[BeamSearchOutput]:
-            try:
-                return await asyncio.gather(*(search(request) for _, request in numbered))
-            finally:
-                if bar:
-                    bar.close()
-
-        return self._alive().run(search_all())
+        bar = progress_bar(use_tqdm, len(numbered))
+        return self._alive().run(search_beams(self._service, self._results, numbered, params, concurrency_limit, bar))
 
     def enqueue(
         self,
@@ -285,7 +265,7 @@ class LLM:
         lora_request: None,
         priority: int | Sequence[int] | None,
         add_special_tokens: bool = True,
-    ) -> list[_Numbered]:
+    ) -> list[Numbered]:
         """Check everything before anything runs."""
         self._alive()
         refuse_lora(lora_request)
@@ -298,7 +278,7 @@ class LLM:
             self._prepare(prompt, one, rank, add_special_tokens)
             for prompt, one, rank in zip(items, params, priorities, strict=True)
         ]
-        return [_Numbered(str(next(self._request_ids)), request) for request in prepared]
+        return [Numbered(str(next(self._request_ids)), request) for request in prepared]
 
     def _prepare(
         self, prompt: Prompt, params: SamplingParams, priority: int, add_special_tokens: bool
@@ -318,7 +298,7 @@ class LLM:
             cache_salt=given.cache_salt,
         )
 
-    async def _generate(self, numbered: Sequence[_Numbered], bar: ProgressBar | None) -> list[RequestOutput]:
+    async def _generate(self, numbered: Sequence[Numbered], bar: ProgressBar | None) -> list[RequestOutput]:
         streams: list[list[RequestStream]] = []
         try:
             for _, request in numbered:
@@ -333,47 +313,11 @@ class LLM:
             if bar:
                 bar.close()
 
-    async def _collect(
-        self, one: _Numbered, streams: Sequence[RequestStream], bar: ProgressBar | None
-    ) -> RequestOutput:
+    async def _collect(self, one: Numbered, streams: Sequence[RequestStream], bar: ProgressBar | None) -> RequestOutput:
         deltas = [await stream.collect() for stream in streams]
         if bar:
             bar.add(len(one.request.prompt_ids), sum(len(delta.token_ids) for delta in deltas))
         return self._results.whole(one.id, one.request, streams, deltas)
-
-    async def _stream(self, numbered: Sequence[_Numbered]) -> AsyncIterator[RequestOutput]:
-        """Outputs of all prompts as they come, in the form that each asks for."""
-        owners: list[tuple[_Numbered, int, list[RequestStream]]] = []
-        streams: list[RequestStream] = []
-        try:
-            for one in numbered:
-                own = self._service.start(one.request)
-                owners += [(one, index, own) for index in range(len(own))]
-                streams += own
-            so_far = [Delta([], "") for _ in streams]
-            async for place, delta in merged(streams):
-                (id_, request), index, own = owners[place]
-                kind = request.params.output_kind
-                so_far[place].extend(delta)
-                first = place - index
-                deltas = so_far[first : first + len(own)]
-                finished = all(one.finish_reason is not None for one in deltas)
-                if kind == RequestOutputKind.FINAL_ONLY:
-                    if finished:
-                        yield self._results.whole(id_, request, own, deltas)
-                    continue
-                shown = delta if kind == RequestOutputKind.DELTA else so_far[place]
-                completion = self._grown(index, shown, so_far[place])
-                yield self._results.request(id_, request, own, [completion], finished=finished)
-        finally:
-            for stream in streams:
-                stream.close()
-
-    def _grown(self, index: int, shown: Delta, whole: Delta) -> CompletionOutput:
-        """A completion with what is shown of it; its log-probability is always that of the whole."""
-        total = None if whole.logprobs is None else sum(entry.logprobs[0] for entry in whole.logprobs)
-        copy = Delta([*shown.token_ids], shown.text, shown.logprobs, shown.finish_reason, shown.stop_reason)
-        return self._results.completion(index, Chosen(copy, total))
 
     # ---- the rest ------------------------------------------------------------------------------------------------
 

@@ -94,6 +94,19 @@ def refuse_lora(request: Any) -> None:
         raise RequestError("lora_request: adapters are not offered yet; leave it out.", param="lora_request")
 
 
+def refuse_content(content_format: str, mm_processor_kwargs: Any) -> None:
+    """Messages are text: there is one format for their content, and nothing to process."""
+    if content_format not in ("auto", "string"):
+        raise RequestError(
+            f"chat_template_content_format must be 'auto' or 'string', got {content_format!r}.",
+            param="chat_template_content_format",
+        )
+    if mm_processor_kwargs:
+        raise RequestError(
+            "mm_processor_kwargs: this model takes text only; leave it out.", param="mm_processor_kwargs"
+        )
+
+
 def warn_priority(priorities: Sequence[int], by_priority: bool) -> None:
     """Say that a priority has no effect on an engine that serves first come, first."""
     if not by_priority and any(priorities):

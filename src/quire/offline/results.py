@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from quire.frontend.beam import Beam
 from quire.frontend.candidates import Chosen, choose
@@ -18,6 +19,13 @@ from quire.outputs import (
     RequestMetrics,
     RequestOutput,
 )
+
+
+class Numbered(NamedTuple):
+    """A request under the id that its output will have."""
+
+    id: str
+    request: PreparedRequest
 
 
 class Results:

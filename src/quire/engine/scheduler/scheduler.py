@@ -155,7 +155,7 @@ class Scheduler:
 
     def commit(self, step: Step, result: StepResult) -> None:
         """Take in what the step sampled. Requests that ended or restarted meanwhile are passed over."""
-        sample = 0
+        sample, scores = 0, result.prompt_logprobs
         for index, share in enumerate(step.shares):
             token, logprobs = None, None
             if share.samples:
@@ -163,8 +163,8 @@ class Scheduler:
                 sample += 1
             if share.request.state == "finished":
                 continue
-            if scored := result.prompt_logprobs.get(index):
-                self._take_scored(share.request, step.plan.starts[index] + 1, scored)
+            if scores and index in scores:
+                self._take_scored(share.request, step.plan.starts[index] + 1, scores[index])
             self._commit_share(share, token, logprobs)
 
     def take_outputs(self) -> list[TokenOutput]:
@@ -338,8 +338,9 @@ class Scheduler:
             request.tokens.append(token)
         if request.state == "running" and share.epoch == request.num_preemptions:
             self._kv.remember(request, share.end)
-            for sibling in self._siblings.advanced(request, share.end):
-                self._enqueue(sibling)
+            if request.group >= 0:
+                for sibling in self._siblings.advanced(request, share.end):
+                    self._enqueue(sibling)
         if token is not None:
             reason = request.ends_with(token)
             self._emit(request, [token], [logprobs] if logprobs else None, reason)
