@@ -122,11 +122,17 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
     trace_decode_token_ids: Any = None
 
     def __post_init__(self) -> None:
-        _refuse_absent(self)
-        for name, kind in _KINDS.items():
-            setattr(self, name, _typed(name, getattr(self, name), kind))
+        given = [name for name, default in _DEFAULTS if getattr(self, name) is not default]
+        for name in given:
+            if name in _NEUTRAL:
+                _refuse_absent(self, name)
+            elif name in _KINDS:
+                setattr(self, name, _typed(name, getattr(self, name), _KINDS[name]))
         self._normalise()
-        for name, (fits, allowed) in _RANGES.items():
+        for name in given:
+            if name not in _RANGES:
+                continue
+            fits, allowed = _RANGES[name]
             value = getattr(self, name)
             if not (value is None and name in _OPTIONAL) and not fits(value):
                 raise RequestError(f"{name} must be {allowed}, got {value!r}.", param=name)
@@ -224,22 +230,21 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 """Fields of vLLM that are not offered, with the values, besides None, that ask for nothing."""
 
 
-def _refuse_absent(params: SamplingParams) -> None:
-    for name, neutral in _NEUTRAL.items():
-        value = getattr(params, name)
-        if value is None:
-            continue
-        if not any(type(value) is type(known) and value == known for known in neutral):
-            raise RequestError(
-                f"{name} is not offered yet, got {str(value)[:100]}; leave it out.",
-                param=name,
-                code="unsupported_parameter",
-            )
-        setattr(params, name, None)
+def _refuse_absent(params: SamplingParams, name: str) -> None:
+    value = getattr(params, name)
+    if not any(type(value) is type(known) and value == known for known in _NEUTRAL[name]):
+        raise RequestError(
+            f"{name} is not offered yet, got {str(value)[:100]}; leave it out.",
+            param=name,
+            code="unsupported_parameter",
+        )
+    setattr(params, name, None)
 
 
 def _output_kind(kind: Any) -> RequestOutputKind:
     """A member, its number, or its name."""
+    if type(kind) is RequestOutputKind:
+        return kind
     try:
         return RequestOutputKind[kind] if isinstance(kind, str) else RequestOutputKind(kind)
     except (KeyError, ValueError):
@@ -259,6 +264,8 @@ def _normal_bias(bias: Any) -> dict[int, float]:
 
 def _listed(name: str, value: Any) -> list[Any]:
     """None is an empty list; a text is no list of its letters."""
+    if type(value) is list:
+        return value.copy()
     if value is None:
         return []
     if isinstance(value, (str, bytes, dict)) or not hasattr(value, "__iter__"):
@@ -362,3 +369,6 @@ _BEAM_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "ignore_eos": (lambda v: isinstance(v, bool), "true or false"),
     "include_stop_str_in_output": (lambda v: isinstance(v, bool), "true or false"),
 }
+
+_DEFAULTS = tuple((field.name, field.default) for field in msgspec.structs.fields(SamplingParams))
+"""What a request leaves open needs no check; it is the very object that stands here. Lists are made anew each time."""
