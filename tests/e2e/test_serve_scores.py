@@ -18,13 +18,16 @@ from quire.frontend.tokenizer import Tokenizer
 TEXT = "the quick brown fox jumps over the lazy dog while seven wise owls watch; " * 3
 
 
+FLAGS = ("--max-logprobs", "25", "--trust-request-chat-template", "--scheduling-policy", "priority")
+
+
 class Served:
     """A checkpoint, by transformers and by our server."""
 
     def __init__(self, folder: Path) -> None:
         self.theirs: PreTrainedModel = checkpoints.write("llama32", folder)
         self.tokenizer = Tokenizer.from_folder(folder)
-        self.server = Server(str(folder), "--dtype", "float32", "--served-model-name", "m", "--max-logprobs", "25")
+        self.server = Server(str(folder), "--dtype", "float32", "--served-model-name", "m", *FLAGS)
         self.server.wait_ready()
         self.client = openai.OpenAI(base_url=self.server.url + "/v1", api_key="EMPTY", max_retries=0)
 
@@ -82,6 +85,14 @@ def test_prompt_logprobs_in_chat(served: Served) -> None:
     too_many = {"messages": messages, "prompt_logprobs": 26}
     refused = httpx.post(served.server.url + "/v1/chat/completions", json=too_many)
     assert refused.status_code == 400 and refused.json()["error"]["param"] == "prompt_logprobs"
+
+
+def test_a_template_of_the_request(served: Served) -> None:
+    body = {"chat_template": "{{ messages[0].content }}!", "return_prompt_text": True, "priority": 3}
+    answer = served.client.chat.completions.create(
+        model="m", messages=[{"role": "user", "content": "fox"}], max_tokens=1, extra_body=body
+    )
+    assert answer.prompt_text == "fox!" and not hasattr(answer, "warnings")
 
 
 def test_best_of_is_the_best_of_its_candidates(served: Served) -> None:

@@ -28,7 +28,7 @@ from quire.server.listen import listen, url_of
 from quire.server.state import ServerState
 
 ANSWER = "Hello world, how are you today? 🙂 I count: 123 456 789, then ☂ and 世."
-READY = Ready("cpu", "float32", 1 << 20, 1 << 20, 101, 16, 256, 8, 64, 0, 512, {"weights": 0.1})
+READY = Ready("cpu", "float32", 1 << 20, 1 << 20, 101, 16, 256, 8, 64, [], 0, 0, 512, {"weights": 0.1})
 
 
 class FakeClient:
