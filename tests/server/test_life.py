@@ -196,7 +196,7 @@ def test_listen() -> None:
 
 def test_banner() -> None:
     ready = Ready(
-        "NVIDIA H200", "bfloat16", 15 << 30, 100 << 30, 50_001, 16, 8192, 256, 8192, 512, 128_256, {"load": 1.0}
+        "NVIDIA H200", "bfloat16", 15 << 30, 100 << 30, 50_001, 16, 8192, 256, 8192, [512], 0, 0, 128_256, {"load": 1.0}
     )
     options = {"names": ("m",), "url": "http://x:1", "max_body_bytes": 4 << 20, "max_choices": 16, "seconds": 9.87}
     text = banner(ready, keys=0, open_host=True, **options)  # type: ignore[arg-type]
