@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,8 @@ import openai
 import pytest
 from fake_engine import ANSWER, FakeClient, Running, running
 from vocabularies import chat_tokenizer
+
+from quire.server.logprobs import CompletionShape
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 USER = {"role": "user", "content": "hi"}
@@ -100,6 +103,33 @@ def test_prompt_logprobs(server: Running) -> None:
     chat = httpx.post(server.url + CHAT, json={"messages": [USER], "prompt_logprobs": 0}).json()
     assert len(chat["prompt_logprobs"]) == chat["usage"]["prompt_tokens"] and "logprobs" in chat["choices"][0]
     assert all(len(entry) == 1 for entry in chat["prompt_logprobs"][1:])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_scores_of_a_long_prompt_hold_up_nobody(monkeypatch: pytest.MonkeyPatch, stream: bool) -> None:
+    """They are put into words in a thread."""
+    monkeypatch.setattr("quire.server.generate.LONG_PROMPT", 50)
+    threads: list[threading.Thread] = []
+    shape = "quire.server.logprobs.CompletionShape.of"
+    of = CompletionShape.of
+
+    def noted(self: CompletionShape, *args: Any) -> Any:
+        threads.append(threading.current_thread())
+        return of(self, *args)
+
+    monkeypatch.setattr(shape, noted)
+    with running() as server:
+        for count in (100, 20):
+            body = {"prompt": list(range(100, 100 + count)), "echo": True, "logprobs": 1, "max_tokens": 3}
+            if stream:
+                chunks = chunks_of(server, TEXT, **body)
+                found = [len(chunk["choices"][0]["logprobs"]["tokens"]) for chunk in chunks]
+            else:
+                answer = httpx.post(server.url + TEXT, json=body).json()
+                found = [len(answer["choices"][0]["logprobs"]["tokens"])]
+            assert sum(found) == count + 3
+            assert {thread is server._thread for thread in threads} == {count == 20}
+            threads.clear()
 
 
 def test_token_ids(client: openai.OpenAI, server: Running) -> None:

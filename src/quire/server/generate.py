@@ -10,8 +10,9 @@ import asyncio
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from quire.frontend.beam import Beam, beam_search
@@ -28,6 +29,8 @@ from quire.server.state import ServerState, new_id
 
 log = logging.getLogger("quire.server")
 MAX_HEADER_WARNINGS = 1000
+LONG_PROMPT = 1000
+"""Scored positions from which an answer is made in a thread: about 10 ms of work with 20 log-probabilities each."""
 R = TypeVar("R", bound=GenerateRequest)
 
 
@@ -146,22 +149,27 @@ class GenerateRoute(ABC, Generic[R]):
     async def _answer(self, call: Call[R], send: Send, headers: dict[str, str]) -> None:
         found = await (_beams(call) if call.request.use_beam_search else _collected(call))
         deltas, num_output = found
-        choices = [self.choice(call, i, delta) for i, delta in enumerate(deltas)]
         more = {"warnings": call.warnings} if call.warnings else {}
-        body = call.frame(self.answer_object, choices, usage=call.usage(num_output), **self.extras(call), **more)
-        await answer(send, encode(body), headers=headers)
+
+        def body() -> bytes:
+            choices = [self.choice(call, i, delta) for i, delta in enumerate(deltas)]
+            usage = call.usage(num_output)
+            return encode(call.frame(self.answer_object, choices, usage=usage, **self.extras(call), **more))
+
+        await answer(send, await _made(call, body), headers=headers)
 
     async def _stream(self, call: Call[R], out: EventStream) -> None:
         streams = call.streams
         writers = [self.writer(call, i) for i in range(len(streams))]
-        num_output = 0
+        num_output, scored = 0, call.request.wanted_prompt_logprobs() is not None
         try:
             async for index, delta in merged(streams):
                 if call.request.only_prompt:
                     delta = nothing_after(delta)
                 num_output += len(delta.token_ids)
                 usage = call.usage(num_output) if call.request.continuous_usage else None
-                data = writers[index].chunks(delta, usage)
+                make = partial(writers[index].chunks, delta, usage)
+                data = await _made(call, make) if scored else make()
                 if data:
                     await out.write(data)
         except asyncio.CancelledError:
@@ -196,6 +204,13 @@ def _started(call: Call[Any]) -> Any:
     finally:
         for stream in call.streams:
             stream.close()
+
+
+async def _made(call: Call[Any], make: Callable[[], bytes]) -> bytes:
+    """Bytes for the client; made in a thread where the scores of a long prompt may be in them, so that nobody waits."""
+    if sum(len(stream.prompt_logprobs) for stream in call.streams) > LONG_PROMPT:
+        return await asyncio.to_thread(make)
+    return make()
 
 
 async def _collected(call: Call[Any]) -> tuple[list[Delta], int]:
