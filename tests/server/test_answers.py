@@ -108,7 +108,7 @@ def test_prompt_logprobs(server: Running) -> None:
 @pytest.mark.parametrize("stream", [False, True])
 def test_the_scores_of_a_long_prompt_hold_up_nobody(monkeypatch: pytest.MonkeyPatch, stream: bool) -> None:
     """They are put into words in a thread."""
-    monkeypatch.setattr("quire.server.generate.LONG_PROMPT", 50)
+    monkeypatch.setattr("quire.server.outcome.LONG_PROMPT", 50)
     threads: list[threading.Thread] = []
     shape = "quire.server.logprobs.CompletionShape.of"
     of = CompletionShape.of

@@ -29,6 +29,8 @@ _NO_BEAMS: dict[str, tuple[Any, ...]] = {
     "bad_words": ([],),
     "prompt_logprobs": (None,),
     "stream": (False,),
+    "structured_outputs": (None,),
+    "response_format": (None, {"type": "text"}),
 }
 """What has no place in a beam search, with the values that ask for nothing: it ranks by the model's probabilities."""
 
@@ -55,7 +57,7 @@ def check_together(request: GenerateRequest) -> None:
 
 def _check_beams(request: GenerateRequest) -> None:
     for name, neutral in _NO_BEAMS.items():
-        value = getattr(request, name)
+        value = getattr(request, name, None)
         if not any(value == one for one in neutral):
             raise RequestError(
                 f"{name} cannot be combined with use_beam_search, got {str(value)[:100]}; leave it out.", param=name

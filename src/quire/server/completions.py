@@ -10,6 +10,7 @@ from quire.frontend.validate import CompletionRequest
 from quire.messages import TokenLogprobs
 from quire.server.generate import Call, ChoiceWriter, GenerateRoute, with_usage
 from quire.server.logprobs import CompletionShape, prompt_logprobs
+from quire.server.outcome import nothing_after
 from quire.server.sse import ChunkWriter, event
 
 DEFAULT_MAX_TOKENS = 16
@@ -51,6 +52,7 @@ class Completions(GenerateRoute[CompletionRequest]):
     def choice(self, call: Call[CompletionRequest], index: int, delta: Delta) -> dict[str, Any]:
         request = call.request
         echo = _Echo.of(call, index)
+        delta = nothing_after(delta) if request.only_prompt else delta
         return {
             "index": index,
             "text": (echo.text if echo else "") + delta.text,
@@ -120,6 +122,8 @@ class _TextWriter(ChoiceWriter):
 
     def chunks(self, delta: Delta, usage: dict[str, Any] | None) -> bytes:
         data = b""
+        if self._call.request.only_prompt:
+            delta = nothing_after(delta)
         if not self._opened:
             self._opened = True
             data = self._opening(usage)

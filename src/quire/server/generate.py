@@ -10,27 +10,23 @@ import asyncio
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Generic, TypeVar
 
-from quire.frontend.beam import Beam, beam_search
-from quire.frontend.candidates import choose
 from quire.frontend.service import PreparedRequest, TextService
 from quire.frontend.streams import Delta, RequestStream, merged
 from quire.frontend.validate import GenerateRequest, decode
-from quire.params import BeamSearchParams
 from quire.server.asgi import ClientGone, Receive, Scope, Send, answer, header, until_gone
 from quire.server.errors import describe
 from quire.server.limits import read_json_body
+from quire.server.outcome import collected, found_by_beams, made
 from quire.server.sse import DONE, EventStream, encode, event
 from quire.server.state import ServerState, new_id
 
 log = logging.getLogger("quire.server")
 MAX_HEADER_WARNINGS = 1000
-LONG_PROMPT = 1000
-"""Scored positions from which an answer is made in a thread: about 10 ms of work with 20 log-probabilities each."""
 R = TypeVar("R", bound=GenerateRequest)
 
 
@@ -76,10 +72,11 @@ class Call(Generic[R]):
             **more,
         }
 
-    def usage(self, num_output: int) -> dict[str, Any]:
-        """Token counts so far."""
+    def usage(self, streams: Sequence[RequestStream], num_output: int) -> dict[str, Any]:
+        """Token counts so far; a token that follows a prompt which alone was asked for does not count."""
         num_prompt = sum(len(prepared.prompt_ids) for prepared in self.prepared)
-        cached = sum(stream.num_cached_tokens for stream in self.streams[:: self.request.num_candidates])
+        num_output = 0 if self.request.only_prompt else num_output
+        cached = sum(stream.num_cached_tokens for stream in streams[:: self.request.num_candidates])
         return {
             "prompt_tokens": num_prompt,
             "completion_tokens": num_output,
@@ -118,11 +115,11 @@ class GenerateRoute(ABC, Generic[R]):
             async with until_gone(receive):
                 call.prepared = await self.prepare(call)
                 headers = {"x-request-id": scope["quire.request_id"], **warnings_header(call.warnings)}
-                with _started(call):
+                with _started(call) as streams:
                     if request.stream:
-                        await self._stream(call, EventStream(send, headers))
+                        await self._stream(call, streams, EventStream(send, headers))
                     else:
-                        await self._answer(call, send, headers)
+                        await self._answer(call, streams, send, headers)
         except ClientGone:
             log.debug("%s: the client is gone", call.id)
 
@@ -146,30 +143,26 @@ class GenerateRoute(ABC, Generic[R]):
 
     # ---- both forms ----------------------------------------------------------------------------------------------
 
-    async def _answer(self, call: Call[R], send: Send, headers: dict[str, str]) -> None:
-        found = await (_beams(call) if call.request.use_beam_search else _collected(call))
-        deltas, num_output = found
+    async def _answer(self, call: Call[R], streams: list[RequestStream], send: Send, headers: dict[str, str]) -> None:
+        deltas, num_output = await (found_by_beams(call) if call.request.use_beam_search else collected(call))
         more = {"warnings": call.warnings} if call.warnings else {}
 
         def body() -> bytes:
             choices = [self.choice(call, i, delta) for i, delta in enumerate(deltas)]
-            usage = call.usage(num_output)
+            usage = call.usage(streams, num_output)
             return encode(call.frame(self.answer_object, choices, usage=usage, **self.extras(call), **more))
 
-        await answer(send, await _made(call, body), headers=headers)
+        await answer(send, await made(call, body), headers=headers)
 
-    async def _stream(self, call: Call[R], out: EventStream) -> None:
-        streams = call.streams
+    async def _stream(self, call: Call[R], streams: list[RequestStream], out: EventStream) -> None:
         writers = [self.writer(call, i) for i in range(len(streams))]
         num_output, scored = 0, call.request.wanted_prompt_logprobs() is not None
         try:
             async for index, delta in merged(streams):
-                if call.request.only_prompt:
-                    delta = nothing_after(delta)
                 num_output += len(delta.token_ids)
-                usage = call.usage(num_output) if call.request.continuous_usage else None
+                usage = call.usage(streams, num_output) if call.request.continuous_usage else None
                 make = partial(writers[index].chunks, delta, usage)
-                data = await _made(call, make) if scored else make()
+                data = await made(call, make) if scored else make()
                 if data:
                     await out.write(data)
         except asyncio.CancelledError:
@@ -181,7 +174,7 @@ class GenerateRoute(ABC, Generic[R]):
             return
         last = b""
         if call.request.include_usage:
-            usage = call.usage(num_output)
+            usage = call.usage(streams, num_output)
             last = event(call.frame(self.chunk_object, [], usage=usage))
         await out.end(last + DONE)
 
@@ -200,65 +193,10 @@ def _started(call: Call[Any]) -> Any:
     try:
         for prepared in () if call.request.use_beam_search else call.prepared:
             call.streams += call.service.start(prepared)
-        yield
+        yield call.streams
     finally:
         for stream in call.streams:
             stream.close()
-
-
-async def _made(call: Call[Any], make: Callable[[], bytes]) -> bytes:
-    """Bytes for the client; made in a thread where the scores of a long prompt may be in them, so that nobody waits."""
-    if sum(len(stream.prompt_logprobs) for stream in call.streams) > LONG_PROMPT:
-        return await asyncio.to_thread(make)
-    return make()
-
-
-async def _collected(call: Call[Any]) -> tuple[list[Delta], int]:
-    """The choices, and how many tokens were generated for them: also those of candidates that are not returned."""
-    deltas = [await stream.collect() for stream in call.streams]
-    if call.request.only_prompt:
-        return [nothing_after(delta) for delta in deltas], 0
-    count, chosen = call.request.num_candidates, list[Delta]()
-    for place, prepared in enumerate(call.prepared):
-        own = deltas[place * count : (place + 1) * count]
-        chosen += [one.delta for one in choose(own, prepared.params)]
-    return chosen, sum(len(delta.token_ids) for delta in deltas)
-
-
-async def _beams(call: Call[Any]) -> tuple[list[Delta], int]:
-    """The best hypotheses of each prompt as choices, and how many tokens they have; n is the width of the beam."""
-
-    async def search(prepared: PreparedRequest) -> list[Delta]:
-        params = BeamSearchParams(
-            beam_width=call.request.n,
-            max_tokens=prepared.params.max_tokens or 1,
-            ignore_eos=call.request.ignore_eos,
-            length_penalty=call.request.length_penalty,
-        )
-        beams = await beam_search(call.service, prepared, params)
-        return [_of_beam(call, prepared, beam) for beam in beams]
-
-    tasks = [asyncio.create_task(search(prepared)) for prepared in call.prepared]
-    try:
-        deltas = [delta for found in await asyncio.gather(*tasks) for delta in found]
-    finally:  # after an error nothing keeps running for nobody
-        for task in tasks:
-            task.cancel()
-    return deltas, sum(len(delta.token_ids) for delta in deltas)
-
-
-def _of_beam(call: Call[Any], prepared: PreparedRequest, beam: Beam) -> Delta:
-    """A hypothesis as a choice."""
-    [detokenizer] = call.service.tokenizer.detokenizers(prepared.params, 1, prepared.markers)
-    text = detokenizer.push(beam.token_ids, stop_token=beam.end is not None).text + detokenizer.finish().text
-    logprobs = list(beam.logprobs) if prepared.params.logprobs is not None else None
-    named = None if beam.end in call.service.end_token_ids else beam.end
-    return Delta(list(beam.token_ids), text, logprobs, "length" if beam.end is None else "stop", named)
-
-
-def nothing_after(delta: Delta) -> Delta:
-    """What a request for the prompt alone gets of the one token that was generated: nothing."""
-    return Delta([], "", None, "length" if delta.finish_reason else None)
 
 
 def warnings_header(warnings: list[str]) -> dict[str, str]:
