@@ -5,8 +5,9 @@
         --engine "vllm=vllm serve {model} --load-format dummy --max-model-len 4096 --port {port}" --out result.md
 
 A load is concurrency:prompts:input:output, `:` and further flags of `quire bench serve` if any, with commas between
-them. A first run of every load, with other and fewer prompts, warms up and does not count. Floors come from the chip's own rates,
-measured first: reading weights and KV at the rate of a large sum, arithmetic at the rate of a large bf16 product.
+them. A first run of every load, with other and fewer prompts, warms up and does not count. Floors come from the chip's
+own rates, measured first: a large sum for reading weights and KV, a large bf16 product for arithmetic.
+The table is written anew after every load, so that what was measured stays if the time runs out.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -153,17 +155,18 @@ def drive(model: str, load: Load, seed: int, folder: Path) -> dict[str, Any]:
     return found
 
 
-def measure(model: str, command: str, loads: list[Load], folder: Path, settle_s: float) -> dict[str, Any]:
-    """Ready time and the figures of every load."""
-    results: dict[str, Any] = {"loads": []}
+def measure(
+    model: str, command: str, loads: list[Load], folder: Path, settle_s: float, results: dict[str, Any]
+) -> Iterator[str]:
+    """Enter ready time and the figures of every load into `results`; yields a line after each."""
     with engine(command.format(model=model, port=PORT), folder / "server.txt") as ready_s:
         results["ready_s"] = ready_s
         time.sleep(settle_s)
         for index, load in enumerate(loads):
             drive(model, replace(load, prompts=min(load.prompts, 2 * load.concurrency)), 2 * index + 1, folder)
             results["loads"].append(drive(model, load, 2 * index + 2, folder))
-            print(f"  {load.name}: {results['loads'][-1]['output_throughput']:.0f} output tok/s", flush=True)
-    return results
+            last = results["loads"][-1]
+            yield f"  {load.name}: " + ", ".join(f"{name} {last[key]:,.2f}" for name, key in COLUMNS)
 
 
 def render(model: Path, loads: list[Load], results: dict[str, dict[str, Any]], rates: list[str]) -> str:
@@ -172,6 +175,8 @@ def render(model: Path, loads: list[Load], results: dict[str, dict[str, Any]], r
     lines = [f"| {model.name} | engine | {' | '.join(name for name, _ in COLUMNS)} | failed |", "|---" * 9 + "|"]
     for index, load in enumerate(loads):
         for name, found in results.items():
+            if index >= len(found["loads"]):
+                continue
             row = found["loads"][index]
             values = " | ".join(f"{row[key]:,.2f}" for _, key in COLUMNS)
             lines.append(f"| {load.name} | {name} | {values} | {row['failed']} |")
@@ -199,17 +204,18 @@ def main() -> None:
     rates = subprocess.run([sys.executable, "-c", RATES], capture_output=True, text=True, check=True).stdout.split("|")
     loads = [Load.parse(text) for text in args.loads]
     results: dict[str, dict[str, Any]] = {}
+    commands = "\n".join(f"    {item}" for item in args.engine)
+    below = f"\n\nPython {platform.python_version()}; loads {' '.join(args.loads)}; engines:\n\n{commands}\n"
     for item in args.engine:
         name, _, command = item.partition("=")
         print(name, flush=True)
+        results[name] = {"loads": [], "ready_s": float("nan")}
         with tempfile.TemporaryDirectory() as folder:
-            results[name] = measure(args.model, command, loads, Path(folder), args.settle)
-    text = render(Path(args.model), loads, results, rates)
-    commands = "\n".join(f"    {item}" for item in args.engine)
-    text += f"\n\nPython {platform.python_version()}; loads {' '.join(args.loads)}; engines:\n\n{commands}\n"
-    print(text)
-    if args.out:
-        args.out.write_text(text)
+            for line in measure(args.model, command, loads, Path(folder), args.settle, results[name]):
+                print(line, flush=True)
+                if args.out:
+                    args.out.write_text(render(Path(args.model), loads, results, rates) + below)
+    print(render(Path(args.model), loads, results, rates) + below)
 
 
 if __name__ == "__main__":

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 
+import msgspec
 import numpy as np
 import pytest
 
-from quire import RequestError, SamplingParams
+from quire import RequestError, RequestOutputKind, SamplingParams
 
 
 def test_defaults() -> None:
@@ -28,6 +29,14 @@ def test_defaults() -> None:
         ("max_tokens", 0), ("max_tokens", -1), ("max_tokens", 10**12), ("max_tokens", True),
         ("min_tokens", -1), ("min_tokens", 17), ("logprobs", -2), ("ignore_eos", 1), ("detokenize", None),
         ("temperature", None), ("top_p", [0.5]),
+        ("best_of", 0), ("best_of", 16385), ("best_of", True), ("prompt_logprobs", -2), ("prompt_logprobs", 1.5),
+        ("truncate_prompt_tokens", 0), ("truncate_prompt_tokens", -2), ("truncation_side", "middle"),
+        ("output_kind", 3), ("output_kind", "ALL"), ("output_kind", None), ("skip_reading_prefix_cache", 1),
+        ("spaces_between_special_tokens", None), ("skip_clone", "no"), ("stop", 5), ("stop_token_ids", 5),
+        ("stop_token_ids", "12"), ("bad_words", "word"), ("bad_words_token_ids", {}), ("extra_args", {"a": 1}),
+        ("flat_logprobs", True), ("logprob_token_ids", [1]), ("prompt_logprob_start", 5), ("stream_interval", 3),
+        ("prompt_logprob_token_ids", [1]), ("repetition_detection", {}), ("thinking_token_budget", 0),
+        ("trace_decode_token_ids", True),
     ],
 )  # fmt: skip
 def test_out_of_range_names_field_and_value(field: str, value: object) -> None:
@@ -65,3 +74,33 @@ def test_clone_is_independent() -> None:
     q = p.clone()
     q.seed, q.stop = 4, []
     assert (p.seed, p.stop) == (3, ["a"]) and q == SamplingParams(seed=4)
+
+
+def test_best_of() -> None:
+    assert SamplingParams(best_of=5, n=5).num_candidates == 5 and SamplingParams(n=3).num_candidates == 3
+    with pytest.raises(RequestError, match="at least n") as error:
+        SamplingParams(n=3, best_of=2)
+    assert error.value.param == "best_of"
+    with pytest.raises(RequestError, match="best_of must be 1"):
+        SamplingParams(temperature=0, best_of=2)
+
+
+def test_output_kinds() -> None:
+    assert SamplingParams().output_kind is RequestOutputKind.CUMULATIVE
+    for kind in (RequestOutputKind.DELTA, 1, "DELTA"):
+        assert SamplingParams(output_kind=kind).output_kind is RequestOutputKind.DELTA
+
+
+def test_neutral_values_of_what_is_not_offered() -> None:
+    params = SamplingParams(
+        extra_args={}, flat_logprobs=False, thinking_token_budget=-1, stream_interval=1, logprob_token_ids=[]
+    )
+    assert params == SamplingParams()
+
+
+def test_params_cross_the_wire_as_they_are() -> None:
+    params = SamplingParams(
+        n=2, best_of=4, prompt_logprobs=3, output_kind=2, truncate_prompt_tokens=-1, stop=["a"], logit_bias={5: 1.0}
+    )
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(params), type=SamplingParams) == params
+    assert len(msgspec.msgpack.encode(SamplingParams(temperature=0.5))) < 30, "only what differs from the defaults"

@@ -14,27 +14,33 @@ from quire.version import __version__
 if TYPE_CHECKING:
     from quire.errors import QuireError, RequestError
     from quire.llm import LLM
-    from quire.outputs import CompletionOutput, Logprob, RequestOutput
-    from quire.params import SamplingParams
+    from quire.outputs import BeamSearchOutput, CompletionOutput, Logprob, RequestOutput
+    from quire.params import BeamSearchParams, RequestOutputKind, SamplingParams
 
 __all__ = [
     "LLM",
+    "BeamSearchOutput",
+    "BeamSearchParams",
     "CompletionOutput",
     "Logprob",
     "QuireError",
     "RequestError",
     "RequestOutput",
+    "RequestOutputKind",
     "SamplingParams",
     "__version__",
 ]
 
 _HOMES = {
     "LLM": "quire.llm",
+    "BeamSearchOutput": "quire.outputs",
+    "BeamSearchParams": "quire.params",
     "CompletionOutput": "quire.outputs",
     "Logprob": "quire.outputs",
     "RequestOutput": "quire.outputs",
     "QuireError": "quire.errors",
     "RequestError": "quire.errors",
+    "RequestOutputKind": "quire.params",
     "SamplingParams": "quire.params",
 }
 

@@ -51,6 +51,10 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
         bool,
         Meta(description="Accepted for vLLM's sake; Quire has its own model code and runs none from a checkpoint."),
     ] = False
+    max_logprobs: Annotated[
+        int,
+        Meta(ge=-1, description="Most log-probabilities per token that a request may ask for; -1: no limit."),
+    ] = 20
     device: Annotated[
         Literal["auto", "cpu", "cuda"], Meta(description="Where to run; auto takes a GPU if there is one.")
     ] = "auto"
@@ -134,6 +138,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     chat_template: Annotated[
         str | None, Meta(description="File with a Jinja chat template, instead of the checkpoint's.")
     ] = None
+    trust_request_chat_template: Annotated[
+        bool, Meta(description="Take a chat template from a request; it runs in the same sandbox as the model's own.")
+    ] = False
     tool_call_parser: Annotated[
         str | None, Meta(description="How tool calls are written; found from the chat template if not given.")
     ] = None

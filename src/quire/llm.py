@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import threading
-import time
 import weakref
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from types import TracebackType
-from typing import Any, TypeVar, cast
-
-from tqdm import tqdm
+from typing import Any, cast
 
 from quire.checkpoint import read_facts, resolve
 from quire.config import DEMO_MODEL, EngineConfig, build_engine_config
@@ -19,17 +16,21 @@ from quire.errors import QuireError, RequestError
 from quire.frontend.client import Client
 from quire.frontend.parsers import plan_tools
 from quire.frontend.service import PreparedRequest, TextService
-from quire.frontend.streams import Delta, RequestStream
+from quire.frontend.streams import RequestStream
 from quire.frontend.text_side import load_text_side
-from quire.frontend.tokenizer import Tokenizer
 from quire.launch import start_engine
-from quire.messages import EngineStats, Progress, Ready, TokenLogprobs
-from quire.outputs import CompletionOutput, Logprob, PositionLogprobs, RequestOutput
-from quire.params import SamplingParams
+from quire.messages import EngineStats, Ready
+from quire.offline.names import ABSENT_METHODS, refusal, without_neutral
+from quire.offline.progress import LoadingBar, ProgressBar, UseTqdm, progress_bar
+from quire.offline.prompts import Prompt, as_prompts, one_each, refuse_content, refuse_lora, unwrap, warn_priority
+from quire.offline.results import Numbered, Results
+from quire.offline.streaming import search_beams, stream_outputs
+from quire.offline.threads import LoopThread
+from quire.offline.tokenizer import PublicTokenizer
+from quire.outputs import BeamSearchOutput, Metric, RequestOutput
+from quire.params import BeamSearchParams, RequestOutputKind, SamplingParams
 
-Prompt = str | Sequence[int] | Mapping[str, Any]
 Message = Mapping[str, Any]
-T = TypeVar("T")
 
 
 class LLM:
@@ -94,16 +95,18 @@ class LLM:
                 "tensor_parallel_size": tensor_parallel_size,
                 "quantization": quantization,
                 "swap_space": swap_space,
-                **settings,
+                **without_neutral(settings),
             }
         )
         self._request_ids = itertools.count()
-        self._loop = _LoopThread()
+        self._queued: list[tuple[Numbered, Future[list[RequestOutput]]]] = []
+        self._loop = LoopThread()
         try:
             self._client, self._service = self._loop.run(_start(config, chat_template))
         except BaseException:
             self._loop.stop()
             raise
+        self._results = Results(self._service.tokenizer)
         self._finalizer = weakref.finalize(self, _end, self._loop, self._client, self._service)  # also at exit
 
     # ---- generation ----------------------------------------------------------------------------------------------
@@ -112,46 +115,61 @@ class LLM:
         self,
         prompts: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
-        use_tqdm: bool = True,
+        use_tqdm: UseTqdm = True,
+        lora_request: None = None,
+        priority: int | Sequence[int] | None = None,
     ) -> list[RequestOutput]:
         """Complete prompts; all of them run together, the outputs come in the order of the inputs.
 
         Args:
-            prompts: one or many; each a text, a list of token ids, or a dict with "prompt" or "prompt_token_ids".
+            prompts: one or many; each a text, a list of token ids, or a dict with "prompt" or "prompt_token_ids", and
+                a "cache_salt" if it is to share cached prefixes only with prompts of the same salt.
             sampling_params: one for all or one per prompt; None takes the model's generation_config.json.
-            use_tqdm: show a progress bar.
+            use_tqdm: show a progress bar; a callable takes the place of tqdm.
+            lora_request: not offered yet.
+            priority: one for all or one per prompt; smaller runs earlier with scheduling_policy="priority".
 
         Raises:
             RequestError: a prompt or parameter that cannot be served; nothing was run then.
             EngineDeadError: the engine ended.
         """
-        items = _as_prompts(prompts)
-        return self._run([(item, True) for item in items], sampling_params, use_tqdm)
+        numbered = self._prepare_all(prompts, sampling_params, lora_request, priority)
+        return self._alive().run(self._generate(numbered, progress_bar(use_tqdm, len(numbered))))
 
     def chat(
         self,
         messages: Sequence[Message] | Sequence[Sequence[Message]],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
-        use_tqdm: bool = True,
-        *,
+        use_tqdm: UseTqdm = True,
+        lora_request: None = None,
+        chat_template: str | None = None,
+        chat_template_content_format: str = "auto",
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        mm_processor_kwargs: Mapping[str, Any] | None = None,
+        *,
+        priority: int | Sequence[int] | None = None,
     ) -> list[RequestOutput]:
         """Answer one conversation or many, each a list of {"role": ..., "content": ...}.
 
         Args and errors as in `generate`, and:
+            chat_template: a Jinja template's text, instead of the model's.
+            chat_template_content_format: "auto" or "string": templates get each message's content as one text.
             add_generation_prompt: open the assistant's turn.
             continue_final_message: go on with the last message instead.
             tools: functions that the template shows to the model, as in the OpenAI API; calls come back as text.
             chat_template_kwargs: further variables for the template.
+            mm_processor_kwargs: not offered: the model takes text.
         """
+        refuse_content(chat_template_content_format, mm_processor_kwargs)
         single = not messages or isinstance(messages[0], Mapping)
         conversations = cast(Sequence[Sequence[Message]], [messages] if single else messages)
         texts = [
             self._service.render_chat(
                 conversation,
+                template=chat_template,
                 add_generation_prompt=add_generation_prompt and not continue_final_message,
                 continue_final_message=continue_final_message,
                 tools=plan_tools(list(tools) if tools else None).tools,
@@ -159,42 +177,134 @@ class LLM:
             )
             for conversation in conversations
         ]
-        return self._run([(text, False) for text in texts], sampling_params, use_tqdm)
+        numbered = self._prepare_all(texts, sampling_params, lora_request, priority, add_special_tokens=False)
+        return self._alive().run(self._generate(numbered, progress_bar(use_tqdm, len(numbered))))
 
-    def _run(
+    def stream(
         self,
-        prompts: Sequence[tuple[Prompt, bool]],
-        sampling_params: SamplingParams | Sequence[SamplingParams] | None,
-        use_tqdm: bool,
-    ) -> list[RequestOutput]:
-        loop = self._alive()
-        params = _one_each(sampling_params, len(prompts), self._service.default_params())
-        prepared = [
-            self._prepare(prompt, add_special_tokens, one)
-            for (prompt, add_special_tokens), one in zip(prompts, params, strict=True)
-        ]
-        return loop.run(self._generate(prepared, use_tqdm))
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        lora_request: None = None,
+        priority: int | Sequence[int] | None = None,
+    ) -> Iterator[RequestOutput]:
+        """As `generate`, but outputs come while they grow, of all prompts as they come.
 
-    def _prepare(self, prompt: Prompt, add_special_tokens: bool, params: SamplingParams) -> PreparedRequest:
-        text_or_ids, salt = _unwrap(prompt)
+        `output_kind` of the parameters says what each holds: with CUMULATIVE and DELTA the one completion that has
+        grown, with FINAL_ONLY all of them at the end. Whoever stops reading ends what still runs.
+
+        Raises:
+            RequestError: as in `generate`; and best_of > n with another kind than FINAL_ONLY.
+        """
+        numbered = self._prepare_all(prompts, sampling_params, lora_request, priority)
+        for _, request in numbered:
+            params = request.params
+            if params.num_candidates > params.n and params.output_kind != RequestOutputKind.FINAL_ONLY:
+                raise RequestError("best_of > n is known at the end only: use FINAL_ONLY.", param="best_of")
+        return self._alive().iterate(stream_outputs(self._service, self._results, numbered))
+
+    def beam_search(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: BeamSearchParams,
+        lora_request: None = None,
+        use_tqdm: UseTqdm = False,
+        concurrency_limit: int | None = None,
+    ) -> list[BeamSearchOutput]:
+        """The most likely continuations of each prompt, by beam search.
+
+        Args:
+            prompts: as in `generate`.
+            params: width, length and how lengths are weighed.
+            lora_request: not offered yet.
+            use_tqdm: show a progress bar.
+            concurrency_limit: most prompts at a time; None is all of them.
+
+        Raises:
+            RequestError: a prompt or parameter that cannot be served; nothing was run then.
+        """
+        plain = SamplingParams(temperature=0, max_tokens=params.max_tokens, ignore_eos=params.ignore_eos)
+        numbered = self._prepare_all(prompts, plain, lora_request, None)
+        bar = progress_bar(use_tqdm, len(numbered))
+        return self._alive().run(search_beams(self._service, self._results, numbered, params, concurrency_limit, bar))
+
+    def enqueue(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        lora_request: None = None,
+        priority: int | Sequence[int] | None = None,
+    ) -> list[str]:
+        """Begin as `generate` does, without waiting; returns request ids. `wait_for_completion` has the outputs."""
+        numbered = self._prepare_all(prompts, sampling_params, lora_request, priority)
+        loop = self._alive()
+        self._queued += [(one, loop.begin(self._generate([one], None))) for one in numbered]
+        return [one.id for one in numbered]
+
+    def wait_for_completion(self, use_tqdm: UseTqdm = True) -> list[RequestOutput]:
+        """The outputs of all that was enqueued, in that order."""
+        queued, self._queued = self._queued, []
+        loop, bar = self._alive(), progress_bar(use_tqdm, len(queued))
+        outputs: list[RequestOutput] = []
+        try:
+            for one, future in queued:
+                found: list[RequestOutput] = loop.wait(future)
+                outputs += found
+                if bar:
+                    bar.add(len(one.request.prompt_ids), sum(len(c.token_ids) for c in outputs[-1].outputs))
+        finally:
+            for _, future in queued:
+                future.cancel()
+            if bar:
+                bar.close()
+        return outputs
+
+    def _prepare_all(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None,
+        lora_request: None,
+        priority: int | Sequence[int] | None,
+        add_special_tokens: bool = True,
+    ) -> list[Numbered]:
+        """Check everything before anything runs."""
+        self._alive()
+        refuse_lora(lora_request)
+        items = as_prompts(prompts)
+        default = self._service.default_params()
+        params = one_each(sampling_params, len(items), default, "sampling_params")
+        priorities = one_each(priority, len(items), 0, "priority")
+        warn_priority(priorities, self._service.by_priority)
+        prepared = [
+            self._prepare(prompt, one, rank, add_special_tokens)
+            for prompt, one, rank in zip(items, params, priorities, strict=True)
+        ]
+        return [Numbered(str(next(self._request_ids)), request) for request in prepared]
+
+    def _prepare(
+        self, prompt: Prompt, params: SamplingParams, priority: int, add_special_tokens: bool
+    ) -> PreparedRequest:
+        if not isinstance(params, SamplingParams):
+            raise RequestError(f"sampling_params must be SamplingParams, got {params!r}.", param="sampling_params")
+        given = unwrap(prompt)
         open_ended = params.clone()  # offline, max_tokens is an upper bound: the context may end earlier
         open_ended.max_tokens = None
         return self._service.prepare(
-            text_or_ids,
+            given.prompt,
             open_ended,
             add_special_tokens=add_special_tokens,
+            text=given.text,
             default_max_tokens=params.max_tokens,
-            cache_salt=salt,
+            priority=priority,
+            cache_salt=given.cache_salt,
         )
 
-    async def _generate(self, prepared: Sequence[PreparedRequest], use_tqdm: bool) -> list[RequestOutput]:
+    async def _generate(self, numbered: Sequence[Numbered], bar: ProgressBar | None) -> list[RequestOutput]:
         streams: list[list[RequestStream]] = []
-        bar = _ProgressBar(len(prepared)) if use_tqdm else None
         try:
-            for request in prepared:
+            for _, request in numbered:
                 streams.append(self._service.start(request))
             return await asyncio.gather(
-                *(self._collect(request, own, bar) for request, own in zip(prepared, streams, strict=True))
+                *(self._collect(one, own, bar) for one, own in zip(numbered, streams, strict=True))
             )
         finally:  # after Ctrl-C or an error nothing keeps running for nobody
             for own in streams:
@@ -203,61 +313,41 @@ class LLM:
             if bar:
                 bar.close()
 
-    async def _collect(
-        self, request: PreparedRequest, streams: Sequence[RequestStream], bar: _ProgressBar | None
-    ) -> RequestOutput:
-        deltas = await asyncio.gather(*(stream.collect() for stream in streams))
+    async def _collect(self, one: Numbered, streams: Sequence[RequestStream], bar: ProgressBar | None) -> RequestOutput:
+        deltas = [await stream.collect() for stream in streams]
         if bar:
-            bar.add(len(request.prompt_ids), sum(len(delta.token_ids) for delta in deltas))
-        return RequestOutput(
-            request_id=str(next(self._request_ids)),
-            prompt=request.prompt,
-            prompt_token_ids=request.prompt_ids,
-            outputs=[self._completion(index, delta) for index, delta in enumerate(deltas)],
-            finished=True,
-            num_cached_tokens=streams[0].num_cached_tokens,
-        )
-
-    def _completion(self, index: int, delta: Delta) -> CompletionOutput:
-        found = delta.logprobs
-        return CompletionOutput(
-            index=index,
-            text=delta.text,
-            token_ids=delta.token_ids,
-            cumulative_logprob=sum(entry.logprobs[0] for entry in found) if found is not None else None,
-            logprobs=[self._position(entry) for entry in found] if found is not None else None,
-            finish_reason=delta.finish_reason,
-            stop_reason=delta.stop_reason,
-        )
-
-    def _position(self, entry: TokenLogprobs) -> PositionLogprobs:
-        """Chosen token first, then the most likely ones."""
-        ranks = [entry.rank, *range(1, len(entry.token_ids))]
-        lines = zip(entry.token_ids, entry.logprobs, ranks, strict=True)
-        text = self._service.tokenizer.token_text
-        result: PositionLogprobs = {}
-        for token, logprob, rank in lines:
-            result.setdefault(token, Logprob(logprob, rank, text(token)))
-        return result
+            bar.add(len(one.request.prompt_ids), sum(len(delta.token_ids) for delta in deltas))
+        return self._results.whole(one.id, one.request, streams, deltas)
 
     # ---- the rest ------------------------------------------------------------------------------------------------
 
-    def get_tokenizer(self) -> Tokenizer:
-        """The model's tokenizer."""
-        return self._service.tokenizer
+    def get_tokenizer(self) -> PublicTokenizer:
+        """The model's tokenizer, with the names that transformers has."""
+        return PublicTokenizer(self._service.tokenizer, self._service.template)
 
     def get_default_sampling_params(self) -> SamplingParams:
         """What `generate` uses when it is given no parameters."""
         return self._service.default_params()
 
-    def reset_prefix_cache(self) -> None:
-        """Forget cached prefixes."""
+    def reset_prefix_cache(self) -> bool:
+        """Forget cached prefixes; True, since what runs keeps what it needs."""
         loop = self._alive()
         loop.run(_call(self._client.reset_prefix_cache))
+        return True
+
+    def get_metrics(self) -> list[Metric]:
+        """The engine's gauges and counters, each with its name."""
+        stats = self.stats()
+        return [Metric(f"quire:{name}", float(getattr(stats, name))) for name in stats.__struct_fields__]
 
     def stats(self) -> EngineStats:
         """Gauges and counters of the engine, as of its last step."""
         return self._client.stats
+
+    @property
+    def llm_engine(self) -> Any:
+        """Not offered: the engine is another process."""
+        raise AttributeError("LLM.llm_engine: the engine is another process; LLM.ready and LLM.stats() tell about it.")
 
     @property
     def ready(self) -> Ready:
@@ -277,13 +367,13 @@ class LLM:
     ) -> None:
         self.close()
 
-    def _alive(self) -> _LoopThread:
+    def _alive(self) -> LoopThread:
         if not self._finalizer.alive:
             raise QuireError("This LLM is closed.")
         return self._loop
 
 
-def _end(loop: _LoopThread, client: Client, service: TextService) -> None:
+def _end(loop: LoopThread, client: Client, service: TextService) -> None:
     """End engine and threads. The garbage collector may call this anywhere, even in the loop's own thread."""
     service.close()
     if loop.is_current():
@@ -299,12 +389,20 @@ async def _call(function: Any) -> None:
 
 async def _start(config: EngineConfig, chat_template: str | None) -> tuple[Client, TextService]:
     """Start the engine; read the tokenizer while it loads."""
-    bar = _LoadingBar()
+    bar = LoadingBar()
     client = await start_engine(config, bar.show)
     try:
         tokenizer, template = load_text_side(config.model, chat_template)
         facts = read_facts(resolve(config.model.model, config.model.revision, weights=False))
-        service = TextService(tokenizer, template, facts, client, seed=config.model.seed)
+        service = TextService(
+            tokenizer,
+            template,
+            facts,
+            client,
+            seed=config.model.seed,
+            max_logprobs=config.model.max_logprobs,
+            by_priority=config.scheduler.scheduling_policy == "priority",
+        )
         await client.wait_ready()
     except BaseException:
         await client.close()
@@ -314,109 +412,5 @@ async def _start(config: EngineConfig, chat_template: str | None) -> tuple[Clien
     return client, service
 
 
-def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    """A list of prompts from one or many; a flat list of integers is one prompt."""
-    if isinstance(prompts, (str, Mapping)):
-        return [prompts]
-    items = list(prompts)
-    if items and not isinstance(items[0], (str, Mapping, Sequence)) and not hasattr(items[0], "__len__"):
-        return [cast(Prompt, items)]
-    return cast(list[Prompt], items)
-
-
-def _unwrap(prompt: Prompt) -> tuple[str | Sequence[int], str]:
-    """(text or token ids, cache salt) of one prompt."""
-    if not isinstance(prompt, Mapping):
-        return prompt, ""
-    for key in ("prompt_token_ids", "prompt"):
-        if prompt.get(key) is not None:
-            return prompt[key], prompt.get("cache_salt") or ""
-    raise RequestError(f"A prompt dict needs 'prompt' or 'prompt_token_ids', got {sorted(prompt)}.", param="prompts")
-
-
-def _one_each(
-    given: SamplingParams | Sequence[SamplingParams] | None, count: int, default: SamplingParams
-) -> Sequence[SamplingParams]:
-    if given is None or isinstance(given, SamplingParams):
-        return [given or default] * count
-    if len(given) != count:
-        raise RequestError(f"{count} prompts but {len(given)} sampling_params.", param="sampling_params")
-    return given
-
-
-class _LoopThread:
-    """An asyncio loop in a thread of its own: works beside any loop that the caller has, as in a notebook."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="quire-llm", daemon=True)
-        self._thread.start()
-
-    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run to the end and return the result; Ctrl-C cancels it and waits until it is wound up."""
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-        try:
-            return future.result()
-        except KeyboardInterrupt:
-            future.cancel()
-            asyncio.run_coroutine_threadsafe(_settle(), self._loop).result()
-            raise
-
-    def is_current(self) -> bool:
-        """Whether the caller is this thread."""
-        return threading.current_thread() is self._thread
-
-    def stop(self) -> None:
-        """End the thread."""
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-
-async def _settle() -> None:
-    """Let what was cancelled run its clean-up."""
-    for _ in range(3):
-        await asyncio.sleep(0)
-
-
-class _ProgressBar:
-    """Prompts done, with input and output tokens per second."""
-
-    def __init__(self, total: int) -> None:
-        self._bar = tqdm(total=total, desc="Prompts", unit="prompt", dynamic_ncols=True)
-        self._start = time.monotonic()
-        self._input = self._output = 0
-
-    def add(self, input_tokens: int, output_tokens: int) -> None:
-        """One more prompt is done."""
-        self._input += input_tokens
-        self._output += output_tokens
-        seconds = max(time.monotonic() - self._start, 1e-9)
-        self._bar.set_postfix_str(
-            f"in {self._input / seconds:,.0f} tok/s, out {self._output / seconds:,.0f} tok/s", refresh=False
-        )
-        self._bar.update()
-
-    def close(self) -> None:
-        """Leave the last state on the screen."""
-        self._bar.close()
-
-
-class _LoadingBar:
-    """Bytes of weights loaded; only shown for models that take a while."""
-
-    def __init__(self) -> None:
-        self._bar: tqdm[Any] | None = None
-
-    def show(self, progress: Progress) -> None:
-        """Take in one report."""
-        if progress.total < 200 << 20:
-            return
-        if self._bar is None:
-            self._bar = tqdm(total=progress.total, desc="Loading weights", unit="B", unit_scale=True)
-        self._bar.update(progress.done - self._bar.n)
-
-    def close(self) -> None:
-        """Done."""
-        if self._bar is not None:
-            self._bar.close()
+for _name in ABSENT_METHODS:
+    setattr(LLM, _name, refusal(_name))

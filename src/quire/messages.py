@@ -48,6 +48,8 @@ class AddRequest(msgspec.Struct, tag="add", array_like=True, frozen=True):
         stop_token_ids: every token id that ends the output, the model's end tokens included.
         priority: smaller runs earlier under the priority policy.
         cache_salt: requests share prefix blocks only with requests of the same salt.
+        group: requests of one group, from 0 on, have the same prompt: the first computes it, the others take its
+            blocks, whether or not there is a prefix cache. -1 is no group.
     """
 
     id: int
@@ -56,6 +58,7 @@ class AddRequest(msgspec.Struct, tag="add", array_like=True, frozen=True):
     stop_token_ids: list[int] = []
     priority: int = 0
     cache_salt: str = ""
+    group: int = -1
 
 
 class AbortRequests(msgspec.Struct, tag="abort", array_like=True, frozen=True):
@@ -101,6 +104,8 @@ class TokenOutput(msgspec.Struct, array_like=True, frozen=True):
     queued_s: float = 0.0
     """Seconds between arrival in the engine and the first step; sent with the first output."""
     error: str | None = None
+    prompt_logprobs: list[TokenLogprobs] | None = None
+    """Of the prompt's next tokens, the second one first: they come in parts, all before the first new token."""
 
 
 class EngineStats(msgspec.Struct, array_like=True, frozen=True):
@@ -209,3 +214,5 @@ class StepResult(msgspec.Struct, array_like=True, frozen=True):
     token_ids: list[int]
     logprobs: dict[int, TokenLogprobs] = {}
     """Keyed by index into `samples`."""
+    prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
+    """Keyed by index into `rows`: of the prompt tokens at positions starts[index] + 1 and on."""

@@ -31,10 +31,11 @@ class CompletionOutput:
         index: 0 .. n - 1.
         text: the new text.
         token_ids: the new tokens, an end token included.
-        cumulative_logprob: sum over the chosen tokens, if log-probabilities were asked for.
+        cumulative_logprob: sum over the chosen tokens, if log-probabilities were asked for, or best_of.
         logprobs: one entry per token, if asked for.
         finish_reason: stop, length or abort.
         stop_reason: the stop string or stop token id that ended it; None for the model's own end token.
+        lora_request: always None.
     """
 
     index: int
@@ -44,10 +45,33 @@ class CompletionOutput:
     logprobs: list[PositionLogprobs] | None
     finish_reason: str | None
     stop_reason: int | str | None
+    lora_request: None = None
 
     def finished(self) -> bool:
         """Whether it has ended."""
         return self.finish_reason is not None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestMetrics:
+    """When things happened to a request, in seconds of the monotonic clock; None where they did not.
+
+    Attributes:
+        arrival_time: it was handed in.
+        time_in_queue: seconds in the engine before its first step.
+        first_scheduled_time: arrival and queue together.
+        first_token_time, last_token_time: tokens arrived.
+        finished_time: its last completion ended.
+        num_generation_tokens: of all completions that are returned.
+    """
+
+    arrival_time: float
+    time_in_queue: float | None = None
+    first_scheduled_time: float | None = None
+    first_token_time: float | None = None
+    last_token_time: float | None = None
+    finished_time: float | None = None
+    num_generation_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +83,11 @@ class RequestOutput:
         prompt: the prompt's text, None if it was given as token ids.
         prompt_token_ids: the prompt's tokens.
         outputs: n completions.
-        finished: always True for what `LLM` returns.
+        finished: whether this is the last output; always True for what `LLM.generate` returns.
         num_cached_tokens: prompt tokens that the prefix cache gave.
+        prompt_logprobs: one entry per prompt token, None for the first, if asked for.
+        metrics: times.
+        lora_request, kv_transfer_params: always None.
     """
 
     request_id: str
@@ -69,3 +96,44 @@ class RequestOutput:
     outputs: list[CompletionOutput]
     finished: bool
     num_cached_tokens: int
+    prompt_logprobs: list[PositionLogprobs | None] | None = None
+    metrics: RequestMetrics | None = None
+    lora_request: None = None
+    kv_transfer_params: None = None
+
+
+@dataclass(slots=True)
+class BeamSearchSequence:
+    """One hypothesis of a beam search.
+
+    Attributes:
+        tokens: of the prompt and what follows it; the end token only with include_stop_str_in_output.
+        logprobs: of each generated token, the end token included.
+        cum_logprob: their sum.
+        text: of all tokens, special ones included.
+        finish_reason: stop or length.
+        stop_reason: the end token's id.
+    """
+
+    tokens: list[int]
+    logprobs: list[PositionLogprobs]
+    cum_logprob: float = 0.0
+    text: str | None = None
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+    lora_request: None = None
+
+
+@dataclass(slots=True)
+class BeamSearchOutput:
+    """The best hypotheses of one prompt, best first: as many as the beam is wide, where there are so many."""
+
+    sequences: list[BeamSearchSequence]
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One number about the engine, as /metrics names it."""
+
+    name: str
+    value: float

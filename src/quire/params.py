@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from enum import IntEnum
 from typing import Any
 
 import msgspec
@@ -18,10 +19,23 @@ from quire.errors import RequestError
 
 MAX_N = 16_384
 MAX_LOGPROBS = 20
+"""Default of the setting `max_logprobs`."""
+MAX_BEAM_WIDTH = 64
 MAX_BIASES = 1024
 MAX_BAD_WORDS = 128
 MIN_TEMPERATURE = 0.01
 """Temperatures in (0, 0.01) divide logits into overflow; they are raised to this, with a warning."""
+
+
+class RequestOutputKind(IntEnum):
+    """What each output of a stream holds."""
+
+    CUMULATIVE = 0
+    """Everything so far."""
+    DELTA = 1
+    """What is new since the one before."""
+    FINAL_ONLY = 2
+    """There is one, at the end."""
 
 
 class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -29,6 +43,7 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
 
     Args:
         n: number of completions for the prompt, 1..16384; 1 when greedy.
+        best_of: generate this many, at least n, and return the n of highest cumulative log-probability; None is n.
         temperature: >= 0; 0 is greedy.
         top_p: in (0, 1]; keep the smallest set of tokens with at least this probability mass.
         top_k: keep the k most likely tokens; 0 and -1 keep all.
@@ -48,8 +63,19 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
         bad_words: up to 128 texts that are not generated: of each, the last token is held back where the others stand.
         bad_words_token_ids: the same as token ids; filled from bad_words by whoever has the tokenizer.
         logprobs: report this many most likely tokens at each position, and the chosen one; -1 means all.
+            At most `max_logprobs`, a setting of the engine.
+        prompt_logprobs: the same for each token of the prompt but the first.
         skip_special_tokens: leave special tokens out of the text.
+        spaces_between_special_tokens: False puts no space between special tokens that follow each other.
         detokenize: False returns token ids only.
+        truncate_prompt_tokens: keep only so many of the prompt's tokens, >= 1; -1: what fits beside max_tokens.
+        truncation_side: which end is cut off, "left" or "right".
+        output_kind: what each output of `LLM.stream` holds; `generate` always returns the whole.
+        skip_reading_prefix_cache: compute the whole prompt; None does so only where prompt_logprobs are asked for.
+        skip_clone: accepted; params are copied where they must be, and never changed.
+        extra_args, flat_logprobs, logprob_token_ids, prompt_logprob_token_ids, prompt_logprob_start,
+        repetition_detection, stream_interval, thinking_token_budget, trace_decode_token_ids: not offered; any value
+            but the neutral one is refused.
 
     Raises:
         RequestError: naming the field, the value seen and its range.
@@ -77,12 +103,36 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
     logprobs: int | None = None
     skip_special_tokens: bool = True
     detokenize: bool = True
+    best_of: int | None = None
+    prompt_logprobs: int | None = None
+    spaces_between_special_tokens: bool = True
+    truncate_prompt_tokens: int | None = None
+    truncation_side: str = "left"
+    output_kind: RequestOutputKind = RequestOutputKind.CUMULATIVE
+    skip_reading_prefix_cache: bool | None = None
+    skip_clone: bool = False
+    extra_args: Any = None
+    flat_logprobs: Any = None
+    logprob_token_ids: Any = None
+    prompt_logprob_start: Any = None
+    prompt_logprob_token_ids: Any = None
+    repetition_detection: Any = None
+    stream_interval: Any = None
+    thinking_token_budget: Any = None
+    trace_decode_token_ids: Any = None
 
     def __post_init__(self) -> None:
-        for name, kind in _KINDS.items():
-            setattr(self, name, _typed(name, getattr(self, name), kind))
+        given = [name for name, default in _DEFAULTS if getattr(self, name) is not default]
+        for name in given:
+            if name in _NEUTRAL:
+                _refuse_absent(self, name)
+            elif name in _KINDS:
+                setattr(self, name, _typed(name, getattr(self, name), _KINDS[name]))
         self._normalise()
-        for name, (fits, allowed) in _RANGES.items():
+        for name in given:
+            if name not in _RANGES:
+                continue
+            fits, allowed = _RANGES[name]
             value = getattr(self, name)
             if not (value is None and name in _OPTIONAL) and not fits(value):
                 raise RequestError(f"{name} must be {allowed}, got {value!r}.", param=name)
@@ -90,13 +140,13 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
 
     def _normalise(self) -> None:
         stop: Any = self.stop
-        self.stop = [] if stop is None else [stop] if isinstance(stop, str) else list(stop)
-        self.stop_token_ids = list(self.stop_token_ids or [])
-        self.bad_words = list(self.bad_words or [])
-        self.bad_words_token_ids = list(self.bad_words_token_ids or [])
+        self.stop = [stop] if isinstance(stop, str) else stop
+        for name in ("stop", "stop_token_ids", "bad_words", "bad_words_token_ids"):
+            setattr(self, name, _listed(name, getattr(self, name)))
         self.logit_bias = _normal_bias(self.logit_bias)
         if self.seed == -1:
             self.seed = None
+        self.output_kind = _output_kind(self.output_kind)
         if 0 < self.temperature < MIN_TEMPERATURE:
             warnings.warn(
                 f"temperature {self.temperature} is raised to {MIN_TEMPERATURE}; use 0 for greedy.", stacklevel=4
@@ -108,10 +158,14 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
             raise RequestError(
                 f"min_tokens must be in 0..max_tokens ({self.max_tokens}), got {self.min_tokens}.", param="min_tokens"
             )
-        if self.greedy and self.n > 1:
-            raise RequestError(
-                f"n must be 1 when temperature is 0 (all completions would be equal), got {self.n}.", param="n"
-            )
+        for name in ("n", "best_of"):
+            count = getattr(self, name)
+            if self.greedy and count is not None and count > 1:
+                raise RequestError(
+                    f"{name} must be 1 when temperature is 0 (all completions would be equal), got {count}.", param=name
+                )
+        if self.best_of is not None and self.best_of < self.n:
+            raise RequestError(f"best_of must be at least n ({self.n}), got {self.best_of}.", param="best_of")
         if self.stop and not self.detokenize:
             raise RequestError("stop strings need detokenize=True.", param="stop")
 
@@ -120,9 +174,82 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
         """Whether the most likely token is always taken."""
         return self.temperature == 0.0
 
+    @property
+    def num_candidates(self) -> int:
+        """Completions to generate, of which n are returned."""
+        return self.n if self.best_of is None else self.best_of
+
     def clone(self) -> SamplingParams:
         """A copy that can be changed without touching this one."""
         return SamplingParams(**{name: getattr(self, name) for name in self.__struct_fields__})
+
+
+class BeamSearchParams(msgspec.Struct, kw_only=True):
+    """How `LLM.beam_search` looks for the most likely continuation.
+
+    Args:
+        beam_width: hypotheses that are kept, 1..64.
+        max_tokens: most tokens to generate.
+        ignore_eos: generate past the model's end tokens.
+        temperature: 0 or 1: hypotheses are ranked by the model's own log-probabilities.
+        length_penalty: hypotheses are ranked by log-probability / length ** length_penalty; the prompt counts.
+        include_stop_str_in_output: keep the end token.
+
+    Raises:
+        RequestError: naming the field, the value seen and its range.
+    """
+
+    beam_width: int
+    max_tokens: int
+    ignore_eos: bool = False
+    temperature: float = 0.0
+    length_penalty: float = 1.0
+    include_stop_str_in_output: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("beam_width", "max_tokens"):
+            setattr(self, name, _typed(name, getattr(self, name), "an integer"))
+        for name in ("temperature", "length_penalty"):
+            setattr(self, name, _typed(name, getattr(self, name), "a number"))
+        for name, (fits, allowed) in _BEAM_RANGES.items():
+            if not fits(getattr(self, name)):
+                raise RequestError(f"{name} must be {allowed}, got {getattr(self, name)!r}.", param=name)
+
+
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "extra_args": ({},),
+    "flat_logprobs": (False,),
+    "logprob_token_ids": ([],),
+    "prompt_logprob_start": (0, -1),
+    "prompt_logprob_token_ids": ([],),
+    "repetition_detection": (),
+    "stream_interval": (1,),
+    "thinking_token_budget": (-1,),
+    "trace_decode_token_ids": (False, []),
+}
+"""Fields of vLLM that are not offered, with the values, besides None, that ask for nothing."""
+
+
+def _refuse_absent(params: SamplingParams, name: str) -> None:
+    value = getattr(params, name)
+    if not any(type(value) is type(known) and value == known for known in _NEUTRAL[name]):
+        raise RequestError(
+            f"{name} is not offered yet, got {str(value)[:100]}; leave it out.",
+            param=name,
+            code="unsupported_parameter",
+        )
+    setattr(params, name, None)
+
+
+def _output_kind(kind: Any) -> RequestOutputKind:
+    """A member, its number, or its name."""
+    if type(kind) is RequestOutputKind:
+        return kind
+    try:
+        return RequestOutputKind[kind] if isinstance(kind, str) else RequestOutputKind(kind)
+    except (KeyError, ValueError):
+        names = ", ".join(RequestOutputKind.__members__)
+        raise RequestError(f"output_kind must be one of {names}, got {kind!r}.", param="output_kind") from None
 
 
 def _normal_bias(bias: Any) -> dict[int, float]:
@@ -133,6 +260,17 @@ def _normal_bias(bias: Any) -> dict[int, float]:
         raise RequestError(
             f"logit_bias must be an object of token ids and numbers, got {str(bias)[:100]}.", param="logit_bias"
         ) from None
+
+
+def _listed(name: str, value: Any) -> list[Any]:
+    """None is an empty list; a text is no list of its letters."""
+    if type(value) is list:
+        return value.copy()
+    if value is None:
+        return []
+    if isinstance(value, (str, bytes, dict)) or not hasattr(value, "__iter__"):
+        raise RequestError(f"{name} must be a list, got {str(value)[:100]!r}.", param=name)
+    return list(value)
 
 
 def _token_ids(ids: Any, most: int) -> bool:
@@ -158,9 +296,18 @@ def _typed(name: str, value: Any, kind: str) -> Any:
     return number
 
 
-_OPTIONAL = frozenset({"seed", "max_tokens", "logprobs", "allowed_token_ids"})
+_INTEGERS = (
+    *("n", "best_of", "top_k", "seed", "max_tokens", "min_tokens", "logprobs", "prompt_logprobs"),
+    "truncate_prompt_tokens",
+)
+_OPTIONAL = frozenset(
+    {
+        *("seed", "best_of", "max_tokens", "logprobs", "prompt_logprobs", "allowed_token_ids"),
+        *("truncate_prompt_tokens", "skip_reading_prefix_cache"),
+    }
+)
 _KINDS = {
-    **dict.fromkeys(("n", "top_k", "seed", "max_tokens", "min_tokens", "logprobs"), "an integer"),
+    **dict.fromkeys(_INTEGERS, "an integer"),
     **dict.fromkeys(
         ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"), "a number"
     ),
@@ -201,12 +348,30 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "max_tokens": (lambda v: 1 <= v < 2**31, "at least 1"),
     "min_tokens": (lambda v: 0 <= v < 2**31, "at least 0"),
-    "logprobs": (lambda v: -1 <= v < 2**31, f"-1 (all) or in 0..{MAX_LOGPROBS}"),
+    "best_of": (lambda v: 1 <= v <= MAX_N, f"in n..{MAX_N}"),
+    "truncate_prompt_tokens": (lambda v: v == -1 or 1 <= v < 2**31, "-1 (what fits) or at least 1"),
+    "truncation_side": (lambda v: v in ("left", "right"), "'left' or 'right'"),
+    **dict.fromkeys(("logprobs", "prompt_logprobs"), (lambda v: -1 <= v < 2**31, "-1 (all) or at least 0")),
     **{
         name: (lambda v: isinstance(v, bool), "true or false")
-        for name in ("ignore_eos", "include_stop_str_in_output", "skip_special_tokens", "detokenize")
+        for name in (
+            *("ignore_eos", "include_stop_str_in_output", "skip_special_tokens", "detokenize", "skip_clone"),
+            *("spaces_between_special_tokens", "skip_reading_prefix_cache"),
+        )
     },
 }
+
+_BEAM_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "beam_width": (lambda v: 1 <= v <= MAX_BEAM_WIDTH, f"in 1..{MAX_BEAM_WIDTH}"),
+    "max_tokens": (lambda v: 1 <= v < 2**31, "at least 1"),
+    "temperature": (lambda v: v in (0, 1), "0 or 1: beams are ranked by the model's own log-probabilities"),
+    "length_penalty": (lambda v: -10 <= v <= 10, "in [-10, 10]"),
+    "ignore_eos": (lambda v: isinstance(v, bool), "true or false"),
+    "include_stop_str_in_output": (lambda v: isinstance(v, bool), "true or false"),
+}
+
+_DEFAULTS = tuple((field.name, field.default) for field in msgspec.structs.fields(SamplingParams))
+"""What a request leaves open needs no check; it is the very object that stands here. Lists are made anew each time."""
 
 
 def describe_range(name: str) -> str | None:

@@ -46,7 +46,7 @@ def test_every_kind_of_prompt_in_input_order(llm: LLM) -> None:
     assert {many[0].outputs[0].text, from_ids[0].outputs[0].text, from_lists[0].outputs[0].text} == {text}
     assert [o.outputs[0].text for o in dicts] == [text, text]
     assert one[0].finished and one[0].outputs[0].finished()
-    assert one[0].outputs[0].text == llm.get_tokenizer().decode(one[0].outputs[0].token_ids)
+    assert one[0].outputs[0].text == llm.get_tokenizer().decode(one[0].outputs[0].token_ids, skip_special_tokens=True)
 
 
 def test_parameters_per_prompt(llm: LLM) -> None:
@@ -66,7 +66,7 @@ def test_stop_strings_and_tokens(llm: LLM) -> None:
         False,
     )[0].outputs[0]
     assert (cut.text, cut.finish_reason, cut.stop_reason) == (whole[: whole.index("6")], "stop", "6")
-    token = llm.get_tokenizer().token_to_id("6")
+    token = llm.get_tokenizer().convert_tokens_to_ids("6")
     assert token is not None
     by_id = llm.chat(
         [{"role": "user", "content": "Count from 3 to 9."}],
@@ -103,7 +103,7 @@ def test_bias_allowed_tokens_and_bad_words(llm: LLM) -> None:
     for name, value in (("logit_bias", {10**6: 1}), ("allowed_token_ids", [10**6]), ("bad_words_token_ids", [[10**6]])):
         with pytest.raises(RequestError, match="outside the vocabulary"):
             llm.generate("x", SamplingParams(**{name: value}), use_tqdm=False)
-    assert tokenizer.decode(plain.token_ids) == plain.text
+    assert tokenizer.decode(plain.token_ids, skip_special_tokens=True) == plain.text
 
 
 def test_logprobs(llm: LLM) -> None:

@@ -108,3 +108,20 @@ def test_without_detokenize() -> None:
     detokenizer = Tokenizer(byte_level_core()).detokenizer(SamplingParams(detokenize=False))
     assert detokenizer.push([5, 6]) == Pushed("", 2)
     assert detokenizer.finish().text == ""
+
+
+def test_special_tokens_without_spaces_between_them() -> None:
+    words = Tokenizer(wordpiece_core())
+    sep, a = words.token_to_id("[SEP]"), words.token_to_id("a")
+    ids = [a, sep, sep, sep, a, sep, a]
+    shown = {"skip_special_tokens": False}
+    tight = {"spaces_between_special_tokens": False, **shown}
+    assert "".join(pushed(words, [ids], **shown)) == "a [SEP] [SEP] [SEP] a [SEP] a"
+    for parts in ([ids], [[i] for i in ids]):
+        assert "".join(pushed(words, parts, **tight)) == "a [SEP][SEP][SEP] a [SEP] a"
+    for core in (byte_level_core, byte_fallback_core):  # these have none anyway
+        tokenizer = Tokenizer(core())
+        begin = tokenizer.token_to_id("<s>")
+        ids = [begin, begin, *tokenizer.encode("Hello the", add_special_tokens=False), begin, begin]
+        assert "".join(pushed(tokenizer, [ids], **tight)) == tokenizer.decode(ids, False)
+    assert "".join(pushed(words, [[sep, a]], spaces_between_special_tokens=False)) == "a"

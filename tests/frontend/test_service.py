@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "server"))
 from fake_engine import ANSWER, FACTS, FakeClient, make_service
 
 from quire.errors import EngineDeadError, RequestError, UnavailableError
+from quire.frontend.candidates import candidates
 from quire.frontend.service import PreparedRequest
 from quire.params import SamplingParams
 
@@ -116,6 +117,7 @@ def test_not_ready() -> None:
 def test_seeds_follow_the_engines_seed() -> None:
     first, second, other = (make_service(FakeClient(), seed=seed) for seed in (0, 0, 1))
     params = SamplingParams(n=4)
-    seeds = [list(service._seeds(params)) for service in (first, second, other)]
+    seeds = [[one.seed for one in candidates(params, s._random)] for s in (first, second, other)]
     assert seeds[0] == seeds[1] != seeds[2] and len(set(seeds[0])) == 4
-    assert all(-(2**63) <= seed < 2**63 for seed in first._seeds(SamplingParams(n=16, seed=-(2**63))))
+    extreme = candidates(SamplingParams(n=16, seed=-(2**63)), first._random)
+    assert all(-(2**63) <= one.seed < 2**63 for one in extreme)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from quire import LLM, SamplingParams
+from quire import LLM, BeamSearchParams, SamplingParams
 from quire.checkpoint import read_facts
 from quire.config import build_engine_config
 from quire.demo import model_path
@@ -231,3 +231,41 @@ def test_no_step_waits_for_the_gpu(tmp_path: Path) -> None:
                 torch.cuda.set_sync_debug_mode("default")
             for left in pending:
                 left.wait()
+
+
+def test_prompt_scores_and_candidates(tmp_path: Path) -> None:
+    """Scores of prompts longer than one pass, in chunks, beside requests whose steps are captured."""
+    theirs = checkpoints.write("llama31", tmp_path)
+    rng = random.Random(3)
+    prompts = [[rng.randrange(4, checkpoints.VOCAB) for _ in range(length)] for length in (1, 30, 400, 300, 60)]
+    shared = {"temperature": 0, "max_tokens": 8, "ignore_eos": True}
+    params = [SamplingParams(**shared, prompt_logprobs=most) for most in (2, 0, 5, None, -1)]
+    with LLM(model=str(tmp_path), dtype="float32", max_num_batched_tokens=320, max_num_seqs=64, max_logprobs=-1) as llm:
+        for output, asked in zip(llm.generate(prompts, params, use_tqdm=False), params, strict=True):
+            ids = output.prompt_token_ids
+            if asked.prompt_logprobs is None:
+                assert output.prompt_logprobs is None
+                continue
+            with torch.inference_mode():
+                expected = torch.log_softmax(theirs(torch.tensor([ids])).logits[0].float(), dim=1)
+            assert len(output.prompt_logprobs) == len(ids)
+            for position, entry in enumerate(output.prompt_logprobs[1:]):
+                line = expected[position]
+                for token, found in entry.items():
+                    assert abs(found.logprob - float(line[token])) < 1e-3
+                assert ids[position + 1] in entry
+                assert abs(entry[ids[position + 1]].rank - 1 - int((line > line[ids[position + 1]]).sum())) <= 1
+        llm.reset_prefix_cache()
+        before, size = llm.stats().num_step_tokens, llm.ready.block_size
+        sampled = SamplingParams(n=8, best_of=16, temperature=1, seed=1, max_tokens=4, ignore_eos=True)
+        [output] = llm.generate([prompts[2]], sampled, use_tqdm=False)
+        found = [completion.cumulative_logprob for completion in output.outputs]
+        assert len(found) == 8 and found == sorted(found, reverse=True)
+        assert llm.stats().num_step_tokens - before <= 400 + 15 * size + 16 * 5
+        beams = llm.beam_search([prompts[1]], BeamSearchParams(beam_width=4, max_tokens=6, ignore_eos=True))
+        assert len(beams[0].sequences) == 4
+        for beam in beams[0].sequences:
+            with torch.inference_mode():
+                line = torch.log_softmax(theirs(torch.tensor([beam.tokens])).logits[0].float(), dim=1)
+            total = sum(float(line[i, beam.tokens[i + 1]]) for i in range(len(prompts[1]) - 1, len(beam.tokens) - 1))
+            assert abs(beam.cum_logprob - total) < 1e-2

@@ -23,7 +23,7 @@ from quire.engine.executors import InlineExecutor
 from quire.engine.kv.manager import KVManager
 from quire.engine.kv.pool import BlockPool
 from quire.engine.scheduler.scheduler import Scheduler
-from quire.messages import AddRequest, pack_ids
+from quire.messages import AddRequest, TokenLogprobs, pack_ids
 from quire.params import SamplingParams
 from quire.worker import graphs, ring
 from quire.worker.attention.torch_backend import TorchAttention
@@ -37,6 +37,7 @@ from quire.worker.quantization.none import Unquantized
 from quire.worker.rows import Rows
 from quire.worker.runner import Runner
 from quire.worker.sampling.fused import FusedSampler
+from quire.worker.sampling.prompt import PromptScorer
 from quire.worker.sampling.sampler import Sampler
 
 GPU = torch.cuda.is_available()
@@ -122,7 +123,7 @@ class Engine:
         else:
             sampler, shapes = Sampler(ROWS, VOCAB, DEVICE), ()
         self.shapes = shapes
-        self.runner = Runner(model, backend, kernels, rows, kv, sampler, shapes)
+        self.runner = Runner(model, backend, kernels, rows, kv, sampler, PromptScorer(ROWS, VOCAB), shapes)
         self.scheduler = Scheduler(
             KVManager(BlockPool(BLOCKS), BLOCK, prefix_caching=True),
             max_num_seqs=ROWS,
@@ -130,6 +131,7 @@ class Engine:
             max_model_len=LENGTH,
         )
         self.core = EngineCore(self.scheduler, InlineExecutor(self.runner))
+        self.scores: dict[int, list[TokenLogprobs]] = {}
 
     @torch.inference_mode()
     def run(self, requests: list[tuple[list[int], SamplingParams]]) -> dict[int, list[int]]:
@@ -142,6 +144,7 @@ class Engine:
             del waiting[:2]
             for output in self.core.step().outputs:
                 tokens.setdefault(output.id, []).extend(output.token_ids)
+                self.scores.setdefault(output.id, []).extend(output.prompt_logprobs or ())
                 assert output.error is None
         return tokens
 
@@ -174,6 +177,27 @@ def test_captured_steps_say_the_same(family: str, tmp_path: Path) -> None:
     while captured.runner.prepare():
         pass
     assert all((size, "greedy") in decode._graphs for size in decode._all_sizes)
+
+
+def test_prompts_are_scored_beside_captured_steps(tmp_path: Path) -> None:
+    """Such a step runs eagerly, with the kernels; the tokens of all others are what they are without."""
+    sizes = {"vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+    checkpoints.write("llama31", tmp_path, **sizes, num_attention_heads=2, num_key_value_heads=1, head_dim=16)
+    rng = random.Random(0)
+    requests = []
+    for length, most in [(50, 3), (5, None), (55, 0), (2, -1), (30, None)]:
+        prompt = [rng.randrange(VOCAB) for _ in range(length)]
+        requests.append((prompt, SamplingParams(temperature=0, max_tokens=6, prompt_logprobs=most)))
+    captured, plain = Engine(tmp_path, captured=True), Engine(tmp_path, captured=False)
+    assert captured.run(requests) == plain.run(requests)
+    for index, (prompt, params) in enumerate(requests):
+        most = {None: None, -1: VOCAB}.get(params.prompt_logprobs, params.prompt_logprobs)
+        ours, theirs = captured.scores[index], plain.scores[index]
+        assert len(ours) == len(theirs) == (0 if most is None else len(prompt) - 1)
+        for position, (one, other) in enumerate(zip(ours, theirs, strict=True)):
+            assert (one.token_ids[0], one.rank) == (prompt[position + 1], other.rank)
+            assert len(one.token_ids) == 1 + most and set(one.token_ids) == set(other.token_ids)
+            assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
 
 
 def test_sizes() -> None:

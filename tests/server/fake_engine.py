@@ -104,6 +104,10 @@ class FakeClient:
             task.cancel()
 
     async def _run(self, id_: int, params: SamplingParams, ends: list[int]) -> None:
+        if params.prompt_logprobs is not None:
+            prompt = self.submitted[id_][0]
+            scored = [TokenLogprobs([token, token, 7], [-0.25, -0.25, -2.0], 1) for token in prompt[1:]]
+            self._streams[id_].push(TokenOutput(id_, [], prompt_logprobs=scored))
         ids = itertools.cycle(self.answer_ids) if self.endless else iter([*self.answer_ids, *ends[-1:]])
         for count, token_id in enumerate(ids, 1):
             await asyncio.sleep(self.step_s)
@@ -114,7 +118,7 @@ class FakeClient:
                 reason, error = "error", "device lost at /dev/secret0"
             logprobs = None
             if params.logprobs is not None:
-                top = [(token_id + i) % 300 for i in range(params.logprobs)]
+                top = [(token_id + i) % 300 for i in range(300 if params.logprobs == -1 else params.logprobs)]
                 logprobs = [TokenLogprobs([token_id, *top], [-0.5, *(-0.5 - i for i in range(len(top)))], 1)]
             out = TokenOutput(id_, [token_id], reason, 4, logprobs, 0.001, error)  # type: ignore[arg-type]
             if reason is not None:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from quire.engine.grammar import Masks
 from quire.engine.scheduler.scheduler import Step
-from quire.messages import AddRequest, StepPlan, StepResult, unpack_ids
+from quire.messages import AddRequest, StepPlan, StepResult, TokenLogprobs, unpack_ids
 
 VOCAB = 64
 POISON = -7
@@ -44,6 +44,17 @@ def expected_output(message: AddRequest, *, constrained: bool, max_model_len: in
             return tokens[prompt:], "stop"
         if len(tokens) >= limit:
             return tokens[prompt:], "length"
+
+
+def expected_scores(message: AddRequest) -> list[TokenLogprobs]:
+    """What `prompt_logprobs` gives: for each prompt token but the first, what was seen before it."""
+    prompt = list(unpack_ids(message.prompt))
+    return [score(prompt[:end], prompt[end]) for end in range(1, len(prompt))]
+
+
+def score(seen: Sequence[int], token: int) -> TokenLogprobs:
+    """The "log-probability" of a token: a hash of everything before it."""
+    return TokenLogprobs([token], [float(next_token(seen))], len(seen))
 
 
 class FakeGrammar:
@@ -87,6 +98,8 @@ class FakeWorker:
         self.tokens: list[list[int]] = [[] for _ in range(num_rows)]
         self.tables: list[list[int]] = [[] for _ in range(num_rows)]
         self.computed = [0] * num_rows
+        self.scored = [0] * num_rows
+        self.scores: dict[int, list[TokenLogprobs]] = {}
         self.logits: list[list[int]] = []
         self.num_steps = 0
 
@@ -99,6 +112,7 @@ class FakeWorker:
             self.tokens[new.row] = list(unpack_ids(new.tokens))
             self.computed[new.row] = new.num_computed
             self.tables[new.row] = []
+            self.scored[new.row] = new.num_prompt if new.params.prompt_logprobs is not None else 0
         for blocks in plan.new_blocks:
             table = self.tables[blocks.row]
             assert len(table) == blocks.first and 0 not in blocks.blocks
@@ -109,6 +123,12 @@ class FakeWorker:
             for position in range(start, start + count):
                 self.cache[self._slot(row, position)] = self.tokens[row][position]
             self.computed[row] = start + count
+        self.scores = {}
+        for index, (row, start, count) in enumerate(zip(plan.rows, plan.starts, plan.counts, strict=True)):
+            for position in range(start, min(start + count, self.scored[row] - 1)):
+                seen = [self.cache[self._slot(row, p)] for p in range(position + 1)]
+                assert POISON not in seen, "scored from a slot that nobody wrote"
+                self.scores.setdefault(index, []).append(score(seen, self.tokens[row][position + 1]))
         self.logits = [[self.cache[self._slot(row, p)] for p in range(self.computed[row])] for row in plan.rows]
 
     def sample(self, plan: StepPlan, masks: Masks) -> FakePending:
@@ -121,7 +141,7 @@ class FakeWorker:
             token = next_token(seen, allowed)
             self.tokens[plan.rows[sample]].append(token)
             sampled.append(token)
-        return FakePending(StepResult(sampled))
+        return FakePending(StepResult(sampled, {}, self.scores))
 
     def _slot(self, row: int, position: int) -> int:
         return self.tables[row][position // self.block_size] * self.block_size + position % self.block_size

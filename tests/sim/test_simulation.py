@@ -12,7 +12,7 @@ import threading
 from collections import Counter
 
 import pytest
-from device import VOCAB, FakeGrammar, FakeWorker, expected_output
+from device import VOCAB, FakeGrammar, FakeWorker, expected_output, expected_scores
 
 from quire.engine.core import EngineCore
 from quire.engine.executors import InlineExecutor, ThreadExecutor
@@ -22,7 +22,7 @@ from quire.engine.kv.pool import BlockPool
 from quire.engine.scheduler.limits import LongPromptCap, MixedStep
 from quire.engine.scheduler.policy import POLICIES
 from quire.engine.scheduler.scheduler import Scheduler
-from quire.messages import AddRequest, Outputs, TokenOutput, pack_ids
+from quire.messages import AddRequest, Outputs, TokenLogprobs, TokenOutput, pack_ids
 from quire.params import SamplingParams
 
 SCHEDULES = int(os.environ.get("QUIRE_TEST_SCHEDULES", "6000"))
@@ -109,6 +109,8 @@ class Schedule:
         self.finished: Counter[int] = Counter()
         self.reasons: dict[int, str] = {}
         self.cached: dict[int, int] = {}
+        self.scores: dict[int, list[TokenLogprobs]] = {}
+        self.group: tuple[list[int], str, int, int] | None = None  # prompt, salt, id, members still to come
         self.prefixes = [[rng.randrange(VOCAB) for _ in range(rng.randint(1, 30))] for _ in range(3)]
 
     def run(self, requests: int) -> None:
@@ -142,9 +144,18 @@ class Schedule:
         prefix = rng.choice(self.prefixes)[: rng.randint(0, 30)]
         prompt = (prefix + [rng.randrange(VOCAB) for _ in range(rng.randint(1, 12))])[: self.max_model_len - 1]
         params = SamplingParams(max_tokens=(most := rng.randint(1, 30)), min_tokens=rng.randint(0, min(4, most)))
+        params.prompt_logprobs = 0 if rng.random() < 0.15 else None
+        params.skip_reading_prefix_cache = True if rng.random() < 0.05 else None
         stop = [rng.randrange(VOCAB) for _ in range(rng.choice([0, 1, 6]))]
-        salt = rng.choice(["", "", "tenant"])
-        message = AddRequest(id_, pack_ids(prompt), params, stop, rng.randint(0, 3), salt)
+        salt, group = rng.choice(["", "", "tenant"]), -1
+        if self.group is not None:
+            prompt, salt, group, left = self.group
+            params.prompt_logprobs = None
+            self.group = (prompt, salt, group, left - 1) if left > 1 else None
+        elif rng.random() < 0.15:
+            group = id_
+            self.group = (prompt, salt, id_, rng.randint(1, 4))
+        message = AddRequest(id_, pack_ids(prompt), params, stop, rng.randint(0, 3), salt, group)
         self.messages[id_] = message
         if rng.random() < 0.2 and not self.deep:  # a mask needs every token before it
             self.grammar.constrained.add(id_)
@@ -154,6 +165,9 @@ class Schedule:
         for output in outputs:
             assert not self.finished[output.id], "tokens after the finish"
             self.outputs.setdefault(output.id, []).extend(output.token_ids)
+            if output.prompt_logprobs:
+                assert not self.outputs[output.id], "the prompt's scores come before all tokens"
+                self.scores.setdefault(output.id, []).extend(output.prompt_logprobs)
             if output.finish_reason:
                 self.finished[output.id] += 1
                 self.reasons[output.id] = output.finish_reason
@@ -165,6 +179,9 @@ class Schedule:
             tokens, reason = expected_output(
                 message, constrained=id_ in self.grammar.constrained, max_model_len=self.max_model_len
             )
+            scores = expected_scores(message) if message.params.prompt_logprobs is not None else []
+            found = self.scores.get(id_, [])
+            assert found == (scores[: len(found)] if self.reasons[id_] == "abort" else scores)
             if self.reasons[id_] == "abort":
                 assert id_ in aborted
                 assert self.outputs[id_] == tokens[: len(self.outputs[id_])]

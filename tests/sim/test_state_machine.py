@@ -54,15 +54,22 @@ class EngineMachine(RuleBasedStateMachine):
         most=st.integers(1, 25),
         priority=st.integers(0, 2),
         hold=st.booleans(),
+        siblings=st.integers(0, 3),
+        scored=st.booleans(),
     )
-    def add(self, head: int, tail: list[int], most: int, priority: int, hold: bool) -> None:
+    def add(
+        self, head: int, tail: list[int], most: int, priority: int, hold: bool, siblings: int, scored: bool
+    ) -> None:
         prompt = ([head] * 17 + tail)[: MAX_MODEL_LEN - 1]
-        id_ = len(self.messages)
-        message = AddRequest(id_, pack_ids(prompt), SamplingParams(max_tokens=most), [1, 2, 3], priority)
-        self.messages[id_] = message
-        request = self.scheduler.add(message, held=hold)
-        if hold:
-            self.held.append(request)
+        group = len(self.messages) if siblings else -1
+        for sibling in range(siblings + 1):
+            params = SamplingParams(max_tokens=most, prompt_logprobs=0 if scored and not sibling else None)
+            id_ = len(self.messages)
+            message = AddRequest(id_, pack_ids(prompt), params, [1, 2, 3], priority, "", group)
+            self.messages[id_] = message
+            request = self.scheduler.add(message, held=hold)
+            if hold:
+                self.held.append(request)
 
     @precondition(lambda self: getattr(self, "held", None))
     @rule(data=st.data())

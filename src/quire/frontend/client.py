@@ -157,8 +157,11 @@ class Client:
         stop_token_ids: list[int],
         priority: int = 0,
         cache_salt: str = "",
+        first: RequestStream | None = None,
     ) -> None:
         """Send one request; its outputs go to `stream`.
+
+        first: of several requests with the same prompt, the stream of the one that was sent first, or is now.
 
         Raises:
             UnavailableError: the engine is not up yet, or has ended.
@@ -167,7 +170,8 @@ class Client:
         id_ = next(self._ids)
         stream.attach(id_, self._abort)
         self._streams[id_] = stream
-        self._send(AddRequest(id_, pack_ids(prompt_ids), params, stop_token_ids, priority, cache_salt))
+        group = -1 if first is None else first.id
+        self._send(AddRequest(id_, pack_ids(prompt_ids), params, stop_token_ids, priority, cache_salt, group))
 
     def abort(self, streams: Iterable[RequestStream]) -> None:
         """End these requests; they finish with reason 'abort'."""

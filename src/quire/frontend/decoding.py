@@ -60,6 +60,35 @@ class WithoutTokens:
         return self._decoder.finish()
 
 
+class TightSpecials:
+    """A decoding that puts nothing between special tokens that follow each other.
+
+    Args:
+        decoder: fresh, of all tokens.
+        vocabulary: knows which are special.
+    """
+
+    def __init__(self, decoder: TextDecoder, vocabulary: Vocabulary) -> None:
+        self._decoder = decoder
+        self._vocabulary = vocabulary
+        self._after_special = False
+
+    def push(self, token_ids: Sequence[int]) -> str:
+        """Text; a special token after another is just its own."""
+        texts = []
+        for token_id in token_ids:
+            text, special = self._decoder.push((token_id,)), self._vocabulary.is_special(token_id)
+            if special and self._after_special:
+                text = self._vocabulary.id_to_token(token_id) or text
+            texts.append(text)
+            self._after_special = special
+        return "".join(texts)
+
+    def finish(self) -> str:
+        """The rest."""
+        return self._decoder.finish()
+
+
 class Lane(Protocol):
     """How one tokenizer's tokens become text; shared by all outputs."""
 

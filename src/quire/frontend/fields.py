@@ -5,7 +5,7 @@ One row per field, with the test that a value passes when leaving it out changes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal
 
 Verdict = Literal["absent", "not offered", "harmless"]
@@ -28,8 +28,6 @@ def _is(*values: Any) -> Callable[[Any], bool]:
 
 _SAME_WITHOUT: dict[str, Callable[[Any], bool]] = {
     "audio": _never,
-    "chat_template": _never,
-    "echo": _is(False),
     "function_call": _is("none", "auto"),
     "functions": _empty,
     "guided_choice": _empty,
@@ -37,45 +35,34 @@ _SAME_WITHOUT: dict[str, Callable[[Any], bool]] = {
     "guided_json": _empty,
     "guided_regex": _empty,
     "kv_transfer_params": _never,
-    "length_penalty": _is(1, 1.0),
     "logits_processors": _empty,
     "modalities": _is(["text"]),
     "prompt_embeds": _never,
-    "prompt_logprobs": _never,
     "repetition_detection": _never,
     "response_format": _is({"type": "text"}),
-    "return_prompt_text": _is(False),
-    "return_token_ids": _is(False),
-    "return_tokens_as_token_ids": _is(False),
-    "spaces_between_special_tokens": _is(True),
     "structured_outputs": _empty,
     "suffix": _empty,
     "thinking_token_budget": _is(-1),
-    "truncate_prompt_tokens": _never,
-    "use_beam_search": _is(False),
     "vllm_xargs": _empty,
     "web_search_options": _never,
 }
 
 
-ELSEWHERE = (*_SAME_WITHOUT, "best_of")
+ELSEWHERE = tuple(_SAME_WITHOUT)
 """Fields that exist elsewhere and would change the answer."""
 
 
-def known_but_absent(name: str, value: Any, others: Mapping[str, Any]) -> Verdict:
+def known_but_absent(name: str, value: Any) -> Verdict:
     """What it means that we do not have this field.
 
     Args:
         name: a field that the request type lacks.
         value: not null.
-        others: the request's other fields.
 
     Returns:
         NOT_OFFERED if the answer would have been different, ABSENT if the caller should be told that it has no
         effect, HARMLESS if the value asks for what happens anyway.
     """
-    if name == "best_of":
-        return HARMLESS if type(value) is int and value == others.get("n", 1) else NOT_OFFERED
     if name in _SAME_WITHOUT:
         return HARMLESS if _SAME_WITHOUT[name](value) else NOT_OFFERED
     return ABSENT

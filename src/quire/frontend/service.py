@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from dataclasses import dataclass, field
@@ -19,16 +19,17 @@ from typing import Any, Protocol
 
 from quire.checkpoint import ModelFacts
 from quire.errors import RequestError, UnavailableError
+from quire.frontend.candidates import candidates
 from quire.frontend.parsers import Parser, ToolPlan, detect, make_parser
 from quire.frontend.streams import RequestStream
 from quire.frontend.templates import ChatTemplate
 from quire.frontend.tokenizer import Tokenizer
+from quire.frontend.truncation import truncated
 from quire.messages import EngineStats, Ready
 from quire.observability.metrics import Metrics
 from quire.params import MAX_LOGPROBS, SamplingParams
 
 CONTEXT_CODE = "context_length_exceeded"
-_SEED_STEP = 0x9E3779B97F4A7C15
 _FROM_GENERATION_CONFIG = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
@@ -48,6 +49,7 @@ class EngineClient(Protocol):
         stop_token_ids: list[int],
         priority: int = 0,
         cache_salt: str = "",
+        first: RequestStream | None = None,
     ) -> None: ...
 
 
@@ -88,6 +90,8 @@ class TextService:
         use_generation_config: take default sampling values from generation_config.json.
         metrics: counts every request; None counts nothing.
         stream_interval: tokens in a piece of a stream.
+        max_logprobs: most log-probabilities per token; -1 is no limit.
+        by_priority: whether the engine minds the priority of requests.
         tool_parser, reasoning_parser: names; None finds them from the template and the model's type.
 
     Raises:
@@ -105,6 +109,8 @@ class TextService:
         use_generation_config: bool = True,
         metrics: Metrics | None = None,
         stream_interval: int = 1,
+        max_logprobs: int = MAX_LOGPROBS,
+        by_priority: bool = False,
         tool_parser: str | None = None,
         reasoning_parser: str | None = None,
     ) -> None:
@@ -118,6 +124,8 @@ class TextService:
         found = detect(template.source, model_type if isinstance(model_type, str) else None, facts.architectures)
         self.tool_parser, self.reasoning_parser = tool_parser or found[0], reasoning_parser or found[1]
         self.answer_parser(ToolPlan("auto"), "")  # a wrong name is told now
+        self.max_logprobs = max_logprobs
+        self.by_priority = by_priority
         self._metrics = metrics
         self._stream_interval = stream_interval
         self._random = random.Random(seed)
@@ -177,12 +185,15 @@ class TextService:
             self._check_text_len(text)
         return await self.tokenizer.encode_many_async(texts, add_special_tokens=add_special_tokens)
 
-    def render_chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
+    def render_chat(self, messages: Sequence[Mapping[str, Any]], *, template: str | None = None, **options: Any) -> str:
         """The prompt text of a conversation; `options` as in `ChatTemplate.render`.
 
         Its special tokens are in the text already: encode it with add_special_tokens=False.
+
+        template: a Jinja template's text, instead of the model's own.
         """
-        return self.template.render(messages, **options)
+        chosen = self.template if template is None else ChatTemplate(template, self.tokenizer.special_tokens)
+        return chosen.render(messages, **options)
 
     async def render_chat_async(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
         """The same in a thread, since a template may take its time."""
@@ -236,7 +247,7 @@ class TextService:
         arrival = time.monotonic() if arrival is None else arrival
         if isinstance(prompt, str):
             text, prompt = prompt, self.encode(prompt, add_special_tokens=add_special_tokens)
-        prompt_ids = self.checked_ids(prompt, param)
+        prompt_ids = truncated(self.checked_ids(prompt, param), params, self.max_model_len, default_max_tokens)
         params = copy(params)
         params.max_tokens = self._max_tokens(len(prompt_ids), params, param, default_max_tokens)
         if params.bad_words:
@@ -297,10 +308,8 @@ class TextService:
         return params.max_tokens
 
     def _check_params(self, params: SamplingParams) -> None:
-        if params.logprobs is not None and params.logprobs > MAX_LOGPROBS:
-            raise RequestError(
-                f"logprobs must be -1 (all) or in 0..{MAX_LOGPROBS}, got {params.logprobs}.", param="logprobs"
-            )
+        for name in ("logprobs", "prompt_logprobs"):
+            self.check_logprobs(name, getattr(params, name))
         if params.max_tokens is not None and params.min_tokens > params.max_tokens:
             raise RequestError(
                 f"min_tokens is {params.min_tokens}, but there is room for {params.max_tokens} tokens only.",
@@ -318,6 +327,21 @@ class TextService:
                     f"{name}: {largest} is outside the vocabulary, 0..{self.vocab_size - 1}.", param=name
                 )
 
+    def check_logprobs(self, name: str, count: int | None) -> None:
+        """Refuse more log-probabilities than may be asked for; -1 asks for the whole vocabulary's.
+
+        Raises:
+            RequestError: about the field of this name.
+        """
+        most = self.max_logprobs
+        if count is None or most == -1 or 0 <= count <= most or (count == -1 and most >= self.vocab_size):
+            return
+        asked = f"-1 (all {self.vocab_size})" if count == -1 else str(count)
+        raise RequestError(
+            f"{name} must be in 0..{most}, got {asked}. The limit is --max-logprobs; LLM(max_logprobs=-1) has none.",
+            param=name,
+        )
+
     def _bad_words(self, words: Sequence[str]) -> list[list[int]]:
         """Token ids of each word, as it stands at the beginning of a text and after a space."""
         found = []
@@ -329,20 +353,22 @@ class TextService:
     # ---- start ---------------------------------------------------------------------------------------------------
 
     def start(self, prepared: PreparedRequest) -> list[RequestStream]:
-        """Send a request to the engine; one stream per choice. Whoever called closes them.
+        """Send a request to the engine; one stream per candidate. Whoever called closes them.
+
+        The first computes the prompt, and scores it if that is asked for; the others share its blocks.
 
         Raises:
             UnavailableError: the engine is not up, or has ended.
         """
         params = prepared.params
+        count = params.num_candidates
+        detokenizers = self.tokenizer.detokenizers(params, count, prepared.markers)
         streams: list[RequestStream] = []
+        first: RequestStream | None = None
         try:
-            for detokenizer, seed in zip(
-                self.tokenizer.detokenizers(params, params.n, prepared.markers), self._seeds(params), strict=True
-            ):
-                one = copy(params)
-                one.n, one.seed = 1, seed
-                stream = RequestStream(detokenizer, self.end_token_ids, self._observer(prepared), self._stream_interval)
+            for detokenizer, one in zip(detokenizers, candidates(params, self._random), strict=True):
+                stream = RequestStream(detokenizer, self.end_token_ids, self.observer(prepared), self._stream_interval)
+                first = first or (stream if count > 1 else None)
                 self.client.submit(
                     prepared.prompt_ids,
                     one,
@@ -350,6 +376,7 @@ class TextService:
                     stop_token_ids=prepared.stop_token_ids,
                     priority=prepared.priority,
                     cache_salt=prepared.cache_salt,
+                    first=first,
                 )
                 streams.append(stream)
         except BaseException:
@@ -358,16 +385,8 @@ class TextService:
             raise
         return streams
 
-    def _seeds(self, params: SamplingParams) -> Iterator[int]:
-        """One seed per choice, as int64; the first is the request's own, the others are spread from it."""
-        for i in range(params.n):
-            if params.seed is None:
-                yield self._random.getrandbits(63)
-            else:
-                spread = (params.seed + i * _SEED_STEP) & (2**64 - 1)
-                yield spread - 2**64 if spread >= 2**63 else spread
-
-    def _observer(self, prepared: PreparedRequest) -> Any:
+    def observer(self, prepared: PreparedRequest) -> Any:
+        """What counts this request's tokens, if anything does."""
         if self._metrics is None:
             return None
         return self._metrics.start_request(len(prepared.prompt_ids), name=prepared.name, arrival=prepared.arrival)

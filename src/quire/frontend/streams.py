@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from types import TracebackType
 from typing import Protocol
 
@@ -69,7 +69,9 @@ class RequestStream:
 
     Attributes:
         num_cached_tokens: prompt tokens that the prefix cache gave; known with the first output.
-        arrival: monotonic seconds.
+        prompt_logprobs: of the prompt's tokens from the second on, if asked for; complete with the first token.
+        arrival, first_token, last_token: monotonic seconds; 0 while there is none.
+        queued_s: seconds between arrival in the engine and the first step.
     """
 
     def __init__(
@@ -80,7 +82,9 @@ class RequestStream:
         interval: int = 1,
     ) -> None:
         self.num_cached_tokens = 0
+        self.prompt_logprobs: list[TokenLogprobs] = []
         self.arrival = time.monotonic()
+        self.first_token = self.last_token = self.queued_s = 0.0
         self._detokenizer = detokenizer or NoDetokenizer()
         self._end_token_ids = end_token_ids
         self._observer = observer
@@ -97,6 +101,11 @@ class RequestStream:
 
     # ---- the client's side ---------------------------------------------------------------------------------------
 
+    @property
+    def id(self) -> int:
+        """Under which the request was sent."""
+        return self._id
+
     def attach(self, id_: int, abort: Callable[[int], None]) -> None:
         """The request was sent under this id."""
         self._id, self._abort = id_, abort
@@ -108,8 +117,16 @@ class RequestStream:
         if output.error is not None or output.finish_reason == "error":
             self.fail(RequestFailedError(output.error or "The engine failed on this request."))
             return
+        if output.prompt_logprobs is not None:
+            self.prompt_logprobs += output.prompt_logprobs
+            if not output.token_ids and output.finish_reason is None:
+                return
         delta = self._to_delta(output)
         now = time.monotonic() if now is None else now
+        if delta.token_ids:
+            self.last_token = now
+            if not self.first_token:
+                self.first_token, self.queued_s = now, output.queued_s
         if output.num_cached_tokens > self.num_cached_tokens:
             self.num_cached_tokens = output.num_cached_tokens
         if self._observer and delta.token_ids:
@@ -262,3 +279,35 @@ class RequestStream:
             await self._waiter
         finally:
             self._waiter = None
+
+
+async def merged(streams: Sequence[RequestStream]) -> AsyncIterator[tuple[int, Delta]]:
+    """What is new in any stream, as it comes."""
+    if len(streams) == 1:
+        async for delta in streams[0]:
+            yield 0, delta
+        return
+    queue: asyncio.Queue[tuple[int, Delta | BaseException | None]] = asyncio.Queue()
+
+    async def pump(index: int) -> None:
+        try:
+            async for delta in streams[index]:
+                queue.put_nowait((index, delta))
+            queue.put_nowait((index, None))
+        except Exception as error:  # noqa: BLE001 - raised again by the reader
+            queue.put_nowait((index, error))
+
+    tasks = [asyncio.create_task(pump(i)) for i in range(len(streams))]
+    try:
+        open_streams = len(streams)
+        while open_streams:
+            index, item = await queue.get()
+            if isinstance(item, BaseException):
+                raise item
+            if item is None:
+                open_streams -= 1
+            else:
+                yield index, item
+    finally:
+        for task in tasks:
+            task.cancel()

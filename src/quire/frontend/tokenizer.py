@@ -19,7 +19,7 @@ import tokenizers
 
 from quire.checkpoint import read_json
 from quire.errors import ConfigError, RequestError
-from quire.frontend.decoding import TextDecoder, WithoutTokens, choose_lane
+from quire.frontend.decoding import TextDecoder, TightSpecials, WithoutTokens, choose_lane
 from quire.frontend.detokenizer import AnyDetokenizer, Detokenizer, NoDetokenizer
 from quire.frontend.stops import StopAutomaton, StopMatcher
 from quire.params import SamplingParams
@@ -88,6 +88,16 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """Number of ids that have a token, added tokens included."""
         return int(self._core.get_vocab_size())
+
+    @property
+    def num_added(self) -> int:
+        """Tokens among them that were added to the vocabulary later."""
+        return self.vocab_size - int(self._core.get_vocab_size(with_added_tokens=False))
+
+    @property
+    def special_ids(self) -> list[int]:
+        """Ids that `skip_special_tokens` leaves out."""
+        return sorted(self._special)
 
     @property
     def special_tokens(self) -> dict[str, str]:
@@ -169,9 +179,11 @@ class Tokenizer:
         """A fresh detokenizer for one output of a request."""
         return self.detokenizers(params, 1)[0]
 
-    def _decoder(self, skip_special_tokens: bool, kept: frozenset[int]) -> TextDecoder:
-        if not skip_special_tokens or not kept:
-            return self._lane.start(skip_special_tokens)
+    def _decoder(self, params: SamplingParams, kept: frozenset[int]) -> TextDecoder:
+        if not params.skip_special_tokens and not params.spaces_between_special_tokens:
+            return TightSpecials(self._lane.start(False), self)
+        if not params.skip_special_tokens or not kept:
+            return self._lane.start(params.skip_special_tokens)
         return WithoutTokens(self._lane.start(False), self._special - kept)
 
     def detokenizers(self, params: SamplingParams, count: int, keep: Sequence[str] = ()) -> list[AnyDetokenizer]:
@@ -185,7 +197,7 @@ class Tokenizer:
         kept = frozenset(i for i in map(self._core.token_to_id, keep) if i in self._special)
         return [
             Detokenizer(
-                self._decoder(params.skip_special_tokens, kept),
+                self._decoder(params, kept),
                 StopMatcher(automaton, params.include_stop_str_in_output) if automaton else None,
                 min_tokens=params.min_tokens,
                 include_stop=params.include_stop_str_in_output,

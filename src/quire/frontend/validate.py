@@ -18,10 +18,11 @@ import msgspec
 from quire.config import did_you_mean
 from quire.errors import RequestError
 from quire.frontend.aliases import with_both_names, with_new_names
+from quire.frontend.combinations import adjusted, check_together
 from quire.frontend.fields import ABSENT, NOT_OFFERED, known_but_absent
 from quire.frontend.parsers import ToolPlan, check_calls_in_messages, plan_tools
 from quire.frontend.templates import RESERVED
-from quire.params import MAX_LOGPROBS, MIN_TEMPERATURE, SamplingParams
+from quire.params import SamplingParams
 
 MAX_DEPTH = 64
 MAX_CHOICES = 16
@@ -29,6 +30,7 @@ MAX_PROMPTS = 64
 MAX_STOP_BYTES = 256
 MAX_TEMPLATE_KWARGS = 32
 MAX_WARNINGS = 20
+REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 _SALT = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 _R = TypeVar("_R", bound="Request")
 
@@ -84,6 +86,17 @@ class GenerateRequest(Request, kw_only=True):
     add_special_tokens: bool | None = None
     priority: int = 0
     cache_salt: str = ""
+    best_of: int | None = None
+    use_beam_search: bool = False
+    length_penalty: float = 1.0
+    prompt_logprobs: int | None = None
+    echo: bool = False
+    truncate_prompt_tokens: int | None = None
+    truncation_side: Literal["left", "right"] = "left"
+    spaces_between_special_tokens: bool = True
+    return_token_ids: bool = False
+    return_tokens_as_token_ids: bool = False
+    request_id: str | None = None
 
     def wanted_logprobs(self) -> int | None:
         """How many alternatives to report per token; None for no log-probabilities at all."""
@@ -92,6 +105,20 @@ class GenerateRequest(Request, kw_only=True):
     def wanted_tokens(self) -> int | None:
         """Most tokens to generate, None if the request does not say."""
         return self.max_tokens
+
+    def wanted_prompt_logprobs(self) -> int | None:
+        """The same as `wanted_logprobs`, for the tokens of the prompt."""
+        return self.prompt_logprobs
+
+    @property
+    def num_candidates(self) -> int:
+        """Completions of each prompt that are generated; n of them are returned."""
+        return self.n if self.best_of is None else self.best_of
+
+    @property
+    def only_prompt(self) -> bool:
+        """Whether the answer is the prompt itself, and nothing is to follow it."""
+        return False
 
     @property
     def include_usage(self) -> bool:
@@ -110,21 +137,32 @@ class GenerateRequest(Request, kw_only=True):
             RequestError: a value is out of range.
         """
         chosen = {name: getattr(self, name) for name in _OPTIONAL_SAMPLING}
+        plain = {name: getattr(self, name) for name in _PLAIN_SAMPLING}
+        if self.use_beam_search:  # n is the width of the beam then, and nothing is sampled
+            chosen["temperature"], plain["n"] = 0, 1
         return SamplingParams(
             **{**defaults, **{name: value for name, value in chosen.items() if value is not None}},
-            **{name: getattr(self, name) for name in _PLAIN_SAMPLING},
+            **plain,
             max_tokens=self.wanted_tokens(),
             logprobs=self.wanted_logprobs(),
+            prompt_logprobs=self.wanted_prompt_logprobs(),
         )
 
     def adjust(self) -> list[str]:
-        if self.temperature is None or not 0 < self.temperature < MIN_TEMPERATURE:
-            return []
-        seen, self.temperature = self.temperature, MIN_TEMPERATURE
-        return [f"temperature {seen} is raised to {MIN_TEMPERATURE}; use 0 for greedy."]
+        return adjusted(self)
 
     def check(self) -> None:
         _limit("n", self.n, 1, MAX_CHOICES)
+        if self.best_of is not None:
+            _limit("best_of", self.best_of, self.n, MAX_CHOICES)
+        for name, least in (("max_tokens", 0), ("max_completion_tokens", 1)):
+            if (most := getattr(self, name, None)) is not None:
+                _limit(name, most, least, 2**31 - 1)
+        if self.prompt_logprobs is not None:
+            _limit("prompt_logprobs", self.prompt_logprobs, -1, 2**31 - 1)
+        if self.request_id is not None and not REQUEST_ID.fullmatch(self.request_id):
+            raise RequestError("request_id takes 1..128 letters, digits, '_', '.', ':' and '-'.", param="request_id")
+        check_together(self)
         for stop in [self.stop] if isinstance(self.stop, str) else self.stop:
             if len(stop.encode()) > MAX_STOP_BYTES:
                 raise RequestError(
@@ -152,6 +190,10 @@ _PLAIN_SAMPLING = (
     "allowed_token_ids",
     "bad_words",
     "skip_special_tokens",
+    "best_of",
+    "spaces_between_special_tokens",
+    "truncate_prompt_tokens",
+    "truncation_side",
 )
 
 
@@ -170,6 +212,8 @@ class ChatRequest(GenerateRequest, kw_only=True):
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool = True
     include_reasoning: bool = True
+    chat_template: str | None = None
+    return_prompt_text: bool = False
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
 
     def wanted_logprobs(self) -> int | None:
@@ -182,7 +226,7 @@ class ChatRequest(GenerateRequest, kw_only=True):
         super().check()
         if self.top_logprobs and not self.logprobs:
             raise RequestError("top_logprobs needs logprobs=true.", param="top_logprobs")
-        _limit("top_logprobs", self.top_logprobs, 0, MAX_LOGPROBS)
+        _limit("top_logprobs", self.top_logprobs, -1, 2**31 - 1)
         if self.continue_final_message and self.add_generation_prompt:
             raise RequestError(
                 "continue_final_message needs add_generation_prompt=false: the last message is the one to go on with.",
@@ -223,16 +267,32 @@ class CompletionRequest(GenerateRequest, kw_only=True):
     def wanted_logprobs(self) -> int | None:
         return self.logprobs
 
+    def wanted_prompt_logprobs(self) -> int | None:
+        asked = [self.prompt_logprobs, self.logprobs if self.echo else None]
+        counts = [count for count in asked if count is not None]
+        return -1 if -1 in counts else max(counts, default=None)
+
+    def wanted_tokens(self) -> int | None:
+        return 1 if self.only_prompt else self.max_tokens
+
+    @property
+    def only_prompt(self) -> bool:
+        return self.echo and self.max_tokens == 0
+
     def check(self) -> None:
         super().check()
+        if self.max_tokens == 0 and not self.echo:
+            raise RequestError("max_tokens must be at least 1; 0 needs echo=true.", param="max_tokens")
         if self.logprobs is not None:
-            _limit("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+            _limit("logprobs", self.logprobs, -1, 2**31 - 1)
         count = len(self.prompts())
         _limit("prompt", count, 1, MAX_PROMPTS, "prompts")
-        if count * self.n > MAX_PROMPTS:
-            raise RequestError(
-                f"n times the number of prompts must be at most {MAX_PROMPTS}, got {self.n} x {count}.", param="n"
-            )
+        for name, each in (("n", self.n), ("best_of", self.num_candidates)):
+            if count * each > MAX_PROMPTS:
+                raise RequestError(
+                    f"{name} times the number of prompts must be at most {MAX_PROMPTS}, got {each} x {count}.",
+                    param=name,
+                )
 
     def prompts(self) -> list[str | list[int]]:
         """The prompt or prompts, each a text or a list of token ids."""
@@ -325,7 +385,7 @@ def _json_object(body: bytes) -> dict[str, Any]:
     try:
         values = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise RequestError(f"The body is not valid JSON: {error}.", code="invalid_json") from None
+        raise _not_json(body, error) from None
     except (RecursionError, ValueError):
         raise RequestError("The body is not JSON that can be taken: nested or numbers too long.") from None
     if not isinstance(values, dict):
@@ -336,8 +396,20 @@ def _json_object(body: bytes) -> dict[str, Any]:
     return values
 
 
+_NOT_A_NUMBER = re.compile(
+    rb'"(\w{1,64})"\s*:\s*(?:\[\s*)?(-?(?:NaN|Infinity)\b|-?\d{1,400}(?:\.\d+)?[eE]\+?\d{3,}|-?\d{20,400})'
+)
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 """A text in valid JSON; outside of these each colon stands after a name."""
+
+
+def _not_json(body: bytes, error: Exception) -> RequestError:
+    """Numbers that JSON cannot hold come from programs, in one field: name it."""
+    found = _NOT_A_NUMBER.search(body)
+    if found is None:
+        return RequestError(f"The body is not valid JSON: {error}.", code="invalid_json")
+    name, value = (group.decode()[:64] for group in found.groups())
+    return RequestError(f"{name} must be a finite number, got {value}.", param=name, code="invalid_json")
 
 
 def _given_twice(body: bytes) -> str:
@@ -380,11 +452,11 @@ def _check_depth(values: Any) -> int:
 
 def _sort_out(values: dict[str, Any], kind: type[Request]) -> list[str]:
     """Take out fields that the request type does not have; those that would matter are an error."""
-    known, whole = kind.__struct_fields__, dict(values)
+    known = kind.__struct_fields__
     warnings: list[str] = []
     for name in [name for name in values if name not in known]:
         value = values.pop(name)
-        absent = known_but_absent(name, value, whole)
+        absent = known_but_absent(name, value)
         if absent == NOT_OFFERED:
             raise RequestError(
                 f"{name} is not offered by this server yet; leave it out.", param=name, code="unsupported_parameter"

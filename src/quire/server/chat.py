@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from quire.errors import RequestError
 from quire.frontend.aliases import REASONING
 from quire.frontend.parsers import (
     Content,
@@ -18,10 +19,9 @@ from quire.frontend.parsers import (
 from quire.frontend.parsers.compose import PlainParser
 from quire.frontend.service import PreparedRequest
 from quire.frontend.streams import Delta
-from quire.frontend.tokenizer import Tokenizer
 from quire.frontend.validate import ChatRequest
-from quire.messages import TokenLogprobs
-from quire.server.generate import Call, ChoiceWriter, GenerateRoute, to_json_number, with_usage
+from quire.server.generate import Call, ChoiceWriter, GenerateRoute, with_usage
+from quire.server.logprobs import ChatShape, prompt_logprobs
 from quire.server.sse import ChunkWriter, event
 
 
@@ -35,12 +35,20 @@ class ChatCompletions(GenerateRoute[ChatRequest]):
 
     async def prepare(self, call: Call[ChatRequest]) -> list[PreparedRequest]:
         request, service = call.request, call.service
+        if request.chat_template is not None and not self._state.trust_request_chat_template:
+            raise RequestError(
+                "chat_template: this server takes no templates from requests (--trust-request-chat-template).",
+                param="chat_template",
+                code="unsupported_parameter",
+            )
+        service.check_logprobs("top_logprobs", request.wanted_logprobs())
         params = request.sampling_params(service.default_sampling)
         tools = request.tools if request.tool_choice != "none" else None
         if tools and service.tool_parser is None:
             call.warnings.append("tools has no effect: this model's chat template takes none.")
         text = await service.render_chat_async(
             request.messages,
+            template=request.chat_template,
             tools=tools,
             add_generation_prompt=request.add_generation_prompt,
             continue_final_message=request.continue_final_message,
@@ -50,8 +58,8 @@ class ChatCompletions(GenerateRoute[ChatRequest]):
         if request.reasoning_effort is not None and not service.template.uses("reasoning_effort"):
             call.warnings.append("reasoning_effort has no effect on this model.")
         ids = await service.encode_async(text, add_special_tokens=bool(request.add_special_tokens))
-        return [
-            service.prepare(
+        try:
+            prepared = service.prepare(
                 ids,
                 params,
                 text=text,
@@ -63,26 +71,55 @@ class ChatCompletions(GenerateRoute[ChatRequest]):
                 arrival=call.arrival,
                 markers=service.answer_parser(request.tool_plan(), text).markers,
             )
-        ]
+        except RequestError as error:
+            if error.param == "max_tokens" and request.max_completion_tokens is not None:
+                error.param = "max_completion_tokens"
+            raise
+        return [prepared]
+
+    def extras(self, call: Call[ChatRequest]) -> dict[str, Any]:
+        request, found = call.request, dict[str, Any]()
+        if request.prompt_logprobs is not None:
+            entries = call.first_stream(0).prompt_logprobs
+            found["prompt_logprobs"] = prompt_logprobs(call.service.tokenizer, entries, request.prompt_logprobs)
+        if request.return_token_ids:
+            found["prompt_token_ids"] = call.prepared[0].prompt_ids
+        if request.return_prompt_text:
+            found["prompt_text"] = call.prepared[0].prompt
+        return found
 
     def choice(self, call: Call[ChatRequest], index: int, delta: Delta) -> dict[str, Any]:
         found = read_whole(_parser(call), delta.text)
         message: dict[str, Any] = {"role": "assistant", "content": found.content, "refusal": None}
+        if echo := _echo(call):
+            message["content"] = echo + (found.content or "")
         if found.reasoning and call.request.include_reasoning:
             message |= dict.fromkeys(REASONING, found.reasoning)
         if found.tool_calls:
-            message["content"] = found.content or None
+            message["content"] = message["content"] or None
             message["tool_calls"] = [_whole_call(tool_call) for tool_call in found.tool_calls]
         return {
             "index": index,
             "message": message,
-            "logprobs": chat_logprobs(call, delta.logprobs),
+            "logprobs": _shape(call).of(delta.logprobs),
             "finish_reason": _finish_reason(delta, calls=bool(found.tool_calls)),
             "stop_reason": delta.stop_reason,
+            **({"token_ids": delta.token_ids} if call.request.return_token_ids else {}),
         }
 
     def writer(self, call: Call[ChatRequest], index: int) -> ChoiceWriter:
-        return _ChatWriter(call, index)
+        return _ChatWriter(call, index, self.extras(call) if index == 0 else {})
+
+
+def _shape(call: Call[ChatRequest]) -> ChatShape:
+    as_ids = call.request.return_tokens_as_token_ids
+    return ChatShape(call.service.tokenizer, call.request.wanted_logprobs(), as_ids=as_ids)
+
+
+def _echo(call: Call[ChatRequest]) -> str:
+    """The last message, if the answer is to begin with it: when it is the assistant's too."""
+    last = call.request.messages[-1]
+    return last["content"] or "" if call.request.echo and last["role"] == "assistant" else ""
 
 
 def _parser(call: Call[ChatRequest]) -> Parser:
@@ -102,9 +139,12 @@ def _whole_call(call: ToolCall) -> dict[str, Any]:
 class _ChatWriter(ChoiceWriter):
     """First chunk: role; then text, reasoning and calls as the parser finds them; last chunk: finish_reason."""
 
-    def __init__(self, call: Call[ChatRequest], index: int) -> None:
+    def __init__(self, call: Call[ChatRequest], index: int, extras: dict[str, Any]) -> None:
         self._call = call
         self._index = index
+        self._extras = extras
+        self._shape = _shape(call)
+        self._tells_ids = call.request.return_token_ids
         self._plain = ChunkWriter(self._chunk({"content": ChunkWriter.PLACE}))
         self._parser = _parser(call)
         self._is_plain = isinstance(self._parser, PlainParser)
@@ -112,20 +152,27 @@ class _ChatWriter(ChoiceWriter):
         self._has_calls = False
 
     def chunks(self, delta: Delta, usage: dict[str, Any] | None) -> bytes:
-        logprobs = chat_logprobs(self._call, delta.logprobs)
+        logprobs = self._shape.of(delta.logprobs)
+        ids = delta.token_ids if self._tells_ids else None
         data = b""
         if not self._opened:
             self._opened = True
-            data = event(self._chunk({"role": "assistant", "content": ""}))
-        if self._is_plain and logprobs is None and usage is None:
+            data = self._opening()
+        told = logprobs is not None or usage is not None or ids is not None
+        if self._is_plain and not told:
             data += self._plain.chunk(delta.text) if delta.text else b""
         else:
-            for contents in self._contents(delta, told=logprobs is not None or usage is not None):
-                data += event(self._chunk(contents, logprobs=logprobs, usage=usage))
-                logprobs = None  # with the first of them
+            for contents in self._contents(delta, told=told):
+                data += event(self._chunk(contents, logprobs=logprobs, usage=usage, ids=ids))
+                logprobs = ids = None  # with the first of them
         if delta.finish_reason is not None:
             data += event(self._chunk({}, delta, usage=usage))
         return data
+
+    def _opening(self) -> bytes:
+        data = event({**self._chunk({"role": "assistant", "content": ""}), **self._extras})
+        echo = _echo(self._call)
+        return data + (event(self._chunk({"content": echo})) if echo else b"")
 
     def _contents(self, delta: Delta, *, told: bool) -> list[dict[str, Any]]:
         """The contents of the chunks for a delta; one without text if there is something else to tell."""
@@ -156,31 +203,13 @@ class _ChatWriter(ChoiceWriter):
         *,
         logprobs: dict[str, Any] | None = None,
         usage: dict[str, Any] | None = None,
+        ids: list[int] | None = None,
     ) -> Any:
         choice = {"index": self._index, "delta": content, "logprobs": logprobs, "finish_reason": None}
+        if ids is not None:
+            choice["token_ids"] = ids
         if end is not None:
             reason = _finish_reason(end, calls=self._has_calls)
             choice |= {"finish_reason": reason, "stop_reason": end.stop_reason}
         chunk = self._call.frame("chat.completion.chunk", [choice])
         return with_usage(chunk, usage, self._call.request.include_usage)
-
-
-def chat_logprobs(call: Call[ChatRequest], positions: list[TokenLogprobs] | None) -> dict[str, Any] | None:
-    """Log-probabilities in chat's shape; None if the request wants none."""
-    if not call.request.logprobs:
-        return None
-    tokenizer, count = call.service.tokenizer, call.request.top_logprobs
-    return {"content": [_position(tokenizer, position, count) for position in positions or ()], "refusal": None}
-
-
-def _position(tokenizer: Tokenizer, position: TokenLogprobs, count: int) -> dict[str, Any]:
-    entries = [
-        _entry(tokenizer, token_id, logprob)
-        for token_id, logprob in zip(position.token_ids, position.logprobs, strict=True)
-    ]
-    return {**entries[0], "top_logprobs": entries[1 : count + 1]}
-
-
-def _entry(tokenizer: Tokenizer, token_id: int, logprob: float) -> dict[str, Any]:
-    data = tokenizer.token_bytes(token_id)
-    return {"token": data.decode("utf-8", "replace"), "logprob": to_json_number(logprob), "bytes": list(data)}

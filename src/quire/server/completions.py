@@ -8,7 +8,9 @@ from quire.frontend.service import PreparedRequest
 from quire.frontend.streams import Delta
 from quire.frontend.validate import CompletionRequest
 from quire.messages import TokenLogprobs
-from quire.server.generate import Call, ChoiceWriter, GenerateRoute, to_json_number, with_usage
+from quire.server.generate import Call, ChoiceWriter, GenerateRoute, with_usage
+from quire.server.logprobs import CompletionShape, prompt_logprobs
+from quire.server.outcome import nothing_after
 from quire.server.sse import ChunkWriter, event
 
 DEFAULT_MAX_TOKENS = 16
@@ -47,33 +49,103 @@ class Completions(GenerateRoute[CompletionRequest]):
         return prepared
 
     def choice(self, call: Call[CompletionRequest], index: int, delta: Delta) -> dict[str, Any]:
+        request = call.request
+        echo = _Echo.of(call, index)
+        delta = nothing_after(delta) if request.only_prompt else delta
         return {
             "index": index,
-            "text": delta.text,
-            "logprobs": completion_logprobs(call, delta.logprobs, 0)[0],
+            "text": (echo.text if echo else "") + delta.text,
+            "logprobs": _shape(call).of(delta.logprobs, echo.scored(call, index) if echo else None),
             "finish_reason": delta.finish_reason,
             "stop_reason": delta.stop_reason,
+            **({"token_ids": delta.token_ids} if request.return_token_ids else {}),
+            **_of_prompt(call, index),
         }
 
     def writer(self, call: Call[CompletionRequest], index: int) -> ChoiceWriter:
         return _TextWriter(call, index)
 
 
+def _shape(call: Call[CompletionRequest]) -> CompletionShape:
+    return CompletionShape(
+        call.service.tokenizer, call.request.logprobs, as_ids=call.request.return_tokens_as_token_ids
+    )
+
+
+def _of_prompt(call: Call[CompletionRequest], index: int) -> dict[str, Any]:
+    """What a choice, or the first chunk of one, tells about its prompt."""
+    request, found = call.request, dict[str, Any]()
+    if request.prompt_logprobs is not None:
+        entries = call.first_stream(index).prompt_logprobs
+        found["prompt_logprobs"] = prompt_logprobs(call.service.tokenizer, entries, request.prompt_logprobs)
+    if request.return_token_ids:
+        found["prompt_token_ids"] = call.prompt(index).prompt_ids
+    return found
+
+
+class _Echo:
+    """The prompt in front of its completion.
+
+    Attributes:
+        text: as it was given, or of the token ids that were given or left.
+    """
+
+    def __init__(self, call: Call[CompletionRequest], index: int) -> None:
+        request, prepared = call.request, call.prompt(index)
+        given = prepared.prompt if request.truncate_prompt_tokens is None else None
+        decode = call.service.tokenizer.decode
+        self.text = decode(prepared.prompt_ids, request.skip_special_tokens) if given is None else given
+
+    @classmethod
+    def of(cls, call: Call[CompletionRequest], index: int) -> _Echo | None:
+        """None if the request wants none."""
+        return cls(call, index) if call.request.echo else None
+
+    def scored(self, call: Call[CompletionRequest], index: int) -> tuple[str, list[int], list[TokenLogprobs]] | None:
+        """Text, tokens and their log-probabilities, if the request wants those."""
+        if call.request.logprobs is None:
+            return None
+        return self.text, call.prompt(index).prompt_ids, call.first_stream(index).prompt_logprobs
+
+
 class _TextWriter(ChoiceWriter):
+    """First chunk: what is asked about the prompt; last chunk: finish_reason."""
+
     def __init__(self, call: Call[CompletionRequest], index: int) -> None:
         self._call = call
         self._index = index
-        self._offset = 0
+        self._shape = _shape(call)
+        self._opened = not (call.request.echo or call.request.return_token_ids)
+        self._told = call.request.return_token_ids
         self._plain = ChunkWriter(self._chunk(Delta([], ChunkWriter.PLACE)))
 
     def chunks(self, delta: Delta, usage: dict[str, Any] | None) -> bytes:
-        logprobs, self._offset = completion_logprobs(self._call, delta.logprobs, self._offset)
-        if logprobs is not None or usage is not None or delta.finish_reason is not None:
-            return event(self._chunk(delta, logprobs=logprobs, usage=usage))
-        return self._plain.chunk(delta.text) if delta.text else b""
+        data = b""
+        if self._call.request.only_prompt:
+            delta = nothing_after(delta)
+        if not self._opened:
+            self._opened = True
+            data = self._opening(usage)
+        logprobs = self._shape.of(delta.logprobs)
+        if logprobs is not None or usage is not None or self._told or delta.finish_reason is not None:
+            return data + event(self._chunk(delta, logprobs=logprobs, usage=usage, tell=self._told))
+        return data + (self._plain.chunk(delta.text) if delta.text else b"")
+
+    def _opening(self, usage: dict[str, Any] | None) -> bytes:
+        call = self._call
+        echo = _Echo.of(call, self._index)
+        logprobs = self._shape.of((), echo.scored(call, self._index)) if echo else None
+        delta = Delta([], echo.text if echo else "")
+        return event(self._chunk(delta, logprobs=logprobs, usage=usage, more=_of_prompt(call, self._index)))
 
     def _chunk(
-        self, delta: Delta, *, logprobs: dict[str, Any] | None = None, usage: dict[str, Any] | None = None
+        self,
+        delta: Delta,
+        *,
+        logprobs: dict[str, Any] | None = None,
+        usage: dict[str, Any] | None = None,
+        tell: bool = False,
+        more: dict[str, Any] | None = None,
     ) -> Any:
         choice = {
             "index": self._index,
@@ -81,26 +153,7 @@ class _TextWriter(ChoiceWriter):
             "logprobs": logprobs,
             "finish_reason": delta.finish_reason,
             "stop_reason": delta.stop_reason,
+            **({"token_ids": delta.token_ids} if tell else {}),
+            **(more or {}),
         }
         return with_usage(self._call.frame("text_completion", [choice]), usage, self._call.request.include_usage)
-
-
-def completion_logprobs(
-    call: Call[CompletionRequest], positions: list[TokenLogprobs] | None, offset: int
-) -> tuple[dict[str, Any] | None, int]:
-    """Log-probabilities in the completion API's shape, and the text offset of the next token; None if not wanted."""
-    count = call.request.logprobs
-    if count is None:
-        return None, offset
-    shape: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
-    for position in positions or ():
-        texts = [call.service.tokenizer.token_text(token_id) for token_id in position.token_ids]
-        values = [to_json_number(logprob) for logprob in position.logprobs]
-        shape["tokens"].append(texts[0])
-        shape["token_logprobs"].append(values[0])
-        # the chosen token comes first and wins where two tokens have the same text
-        ranked = [*zip(texts[1 : count + 1], values[1 : count + 1], strict=True), (texts[0], values[0])]
-        shape["top_logprobs"].append(dict(ranked))
-        shape["text_offset"].append(offset)
-        offset += len(texts[0])
-    return shape, offset

@@ -12,15 +12,17 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Coroutine, Iterable, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from quire.frontend.service import PreparedRequest, TextService
 from quire.frontend.streams import Delta, RequestStream
 from quire.frontend.validate import GenerateRequest, decode, refuse_if
-from quire.server.asgi import ClientGone, Receive, Scope, Send, answer, until_gone
+from quire.server.asgi import ClientGone, Receive, Scope, Send, answer, header, until_gone
 from quire.server.channel import channel_of
 from quire.server.errors import describe
 from quire.server.limits import read_json_body
+from quire.server.outcome import collected, found_by_beams, made
 from quire.server.sse import DONE, EventStream, encode, event
 from quire.server.state import ServerState, new_id
 
@@ -51,6 +53,15 @@ class Call(Generic[R]):
         self.arrival = time.monotonic()
         self.prepared: list[PreparedRequest] = []
         self.num_output = 0
+        self.streams: list[RequestStream] = []
+
+    def prompt(self, index: int) -> PreparedRequest:
+        """The prompt of a choice."""
+        return self.prepared[index // self.request.n]
+
+    def first_stream(self, index: int) -> RequestStream:
+        """The stream that scored the prompt of a choice."""
+        return self.streams[index // self.request.n * self.request.num_candidates]
 
     def frame(self, object_: str, choices: Sequence[Any], **more: Any) -> dict[str, Any]:
         """A response object around some choices."""
@@ -65,9 +76,10 @@ class Call(Generic[R]):
         }
 
     def usage(self, streams: Sequence[RequestStream], num_output: int) -> dict[str, Any]:
-        """Token counts so far."""
+        """Token counts so far; a token that follows a prompt which alone was asked for does not count."""
         num_prompt = sum(len(prepared.prompt_ids) for prepared in self.prepared)
-        cached = sum(stream.num_cached_tokens for stream in streams[:: self.request.n])
+        num_output = 0 if self.request.only_prompt else num_output
+        cached = sum(stream.num_cached_tokens for stream in streams[:: self.request.num_candidates])
         return {
             "prompt_tokens": num_prompt,
             "completion_tokens": num_output,
@@ -97,6 +109,10 @@ class GenerateRoute(ABC, Generic[R]):
         request, warnings = decode(body, self.kind, strict=self._state.strict)
         del body
         self._state.check_model(request.model)
+        if request.priority and not service.by_priority:
+            warnings.append("priority has no effect here: the server runs without --scheduling-policy priority.")
+        if request.request_id is not None and header(scope, b"x-request-id") is None:
+            scope["quire.request_id"] = request.request_id
         call = Call(new_id(self.id_prefix), request, warnings, service, self._state)
         try:
             async with until_gone(scope, receive):
@@ -121,6 +137,10 @@ class GenerateRoute(ABC, Generic[R]):
     def choice(self, call: Call[R], index: int, delta: Delta) -> dict[str, Any]:
         """A whole choice of a plain answer."""
 
+    def extras(self, call: Call[R]) -> dict[str, Any]:
+        """Further fields of the answer, or of the first chunk of a stream."""
+        return {}
+
     @abstractmethod
     def writer(self, call: Call[R], index: int) -> ChoiceWriter:
         """The chunks of one choice of a stream."""
@@ -128,11 +148,15 @@ class GenerateRoute(ABC, Generic[R]):
     # ---- both forms ----------------------------------------------------------------------------------------------
 
     async def _answer(self, call: Call[R], streams: list[RequestStream], send: Send, headers: dict[str, str]) -> None:
-        deltas = [await stream.collect() for stream in streams]
-        choices = [self.choice(call, i, delta) for i, delta in enumerate(deltas)]
-        usage = call.usage(streams, sum(len(delta.token_ids) for delta in deltas))
+        deltas, num_output = await (found_by_beams(call) if call.request.use_beam_search else collected(call))
         more = {"warnings": call.warnings} if call.warnings else {}
-        await answer(send, encode(call.frame(self.answer_object, choices, usage=usage, **more)), headers=headers)
+
+        def body() -> bytes:
+            choices = [self.choice(call, i, delta) for i, delta in enumerate(deltas)]
+            usage = call.usage(streams, num_output)
+            return encode(call.frame(self.answer_object, choices, usage=usage, **self.extras(call), **more))
+
+        await answer(send, await made(call, body), headers=headers)
 
     async def _stream(self, call: Call[R], streams: list[RequestStream], out: EventStream) -> None:
         choices = [_OpenChoice(call, self.writer(call, i), stream, out) for i, stream in enumerate(streams)]
@@ -165,10 +189,12 @@ class _OpenChoice:
         """Until the end. Deltas between the first and the last are written by `_write_now`, which wakes nobody."""
         call, out = self._call, self._out
         sink = None if call.request.continuous_usage else self._write_now
+        scored = call.request.wanted_prompt_logprobs() is not None
         while (delta := await self._stream.next_delta(sink)) is not None:
             call.num_output += len(delta.token_ids)
             usage = call.usage(streams, call.num_output) if call.request.continuous_usage else None
-            data = self._writer.chunks(delta, usage)
+            make = partial(self._writer.chunks, delta, usage)
+            data = await made(call, make) if scored else make()
             if data:
                 await out.write(data if out.started else _with_warnings(data, call.warnings))
             if delta.finish_reason is not None:
@@ -203,14 +229,13 @@ class ChoiceWriter(ABC):
 
 @contextmanager
 def _started(call: Call[Any]) -> Any:
-    """The streams of all prompts, closed at the end whatever happens."""
-    streams: list[RequestStream] = []
+    """The streams of all prompts, closed at the end whatever happens; a beam search makes its own as it goes."""
     try:
-        for prepared in call.prepared:
-            streams += call.service.start(prepared)
-        yield streams
+        for prepared in () if call.request.use_beam_search else call.prepared:
+            call.streams += call.service.start(prepared)
+        yield call.streams
     finally:
-        for stream in streams:
+        for stream in call.streams:
             stream.close()
 
 
@@ -231,11 +256,6 @@ async def _all(choices: Iterable[Coroutine[Any, Any, None]]) -> None:
 def warnings_header(warnings: list[str]) -> dict[str, str]:
     """The header that names fields without effect; none if there are none."""
     return {"x-quire-warnings": " ".join(warnings)[:MAX_HEADER_WARNINGS]} if warnings else {}
-
-
-def to_json_number(logprob: float) -> float:
-    """A log-probability that JSON can carry; impossible tokens have minus infinity."""
-    return max(logprob, -9999.0)
 
 
 def with_usage(data: Any, usage: dict[str, Any] | None, wanted: bool) -> Any:

@@ -58,7 +58,13 @@ class ApiServer:
         self._sock = sock
         self._index = index
         names = server_config.served_model_name or (engine_config.model.model,)
-        self.state = ServerState(client, names, metrics, strict=server_config.strict)
+        self.state = ServerState(
+            client,
+            names,
+            metrics,
+            strict=server_config.strict,
+            trust_request_chat_template=server_config.trust_request_chat_template,
+        )
         self._gate = Gate(server_config.api_key)
         self._server = _web_server(Application(self.state, self._gate))
         self._metrics: asyncio.Task[None] | None = None
@@ -89,6 +95,8 @@ class ApiServer:
             use_generation_config=config.generation_config == "auto",
             metrics=self.state.metrics,
             stream_interval=config.stream_interval,
+            max_logprobs=model.max_logprobs,
+            by_priority=self._engine_config.scheduler.scheduling_policy == "priority",
             tool_parser=config.tool_call_parser,
             reasoning_parser=config.reasoning_parser,
         )

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import secrets
 import time
 
 from quire.errors import EngineDeadError, NotFoundError, UnavailableError
 from quire.frontend.service import EngineClient, TextService
+from quire.frontend.validate import REQUEST_ID
 from quire.observability.metrics import Metrics
 from quire.server.asgi import Scope, header
 from quire.version import __version__
-
-_REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 
 
 class ServerState:
@@ -24,13 +22,23 @@ class ServerState:
         names: under which the model is served; the first is the one in answers.
         metrics: what /metrics shows.
         strict: refuse requests with fields that have no effect.
+        trust_request_chat_template: whether a request may bring a chat template of its own.
     """
 
-    def __init__(self, client: EngineClient, names: tuple[str, ...], metrics: Metrics, *, strict: bool = False) -> None:
+    def __init__(
+        self,
+        client: EngineClient,
+        names: tuple[str, ...],
+        metrics: Metrics,
+        *,
+        strict: bool = False,
+        trust_request_chat_template: bool = False,
+    ) -> None:
         self.client = client
         self.names = names
         self.metrics = metrics
         self.strict = strict
+        self.trust_request_chat_template = trust_request_chat_template
         self.created = int(time.time())
         self.draining = False
         self.service: TextService | None = None
@@ -77,4 +85,4 @@ def new_id(prefix: str) -> str:
 def request_id(scope: Scope) -> str:
     """The client's X-Request-Id if it is short and plain, else a new one; for logs and for the response's header."""
     given = header(scope, b"x-request-id")
-    return given if given and _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+    return given if given and REQUEST_ID.fullmatch(given) else secrets.token_hex(8)

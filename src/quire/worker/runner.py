@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -15,6 +14,8 @@ from quire.worker.attention.protocol import AttentionBackend
 from quire.worker.inputs import build_batch
 from quire.worker.kernels.protocol import Kernels
 from quire.worker.rows import Rows, to_device
+from quire.worker.sampling.logprobs import LogprobTensors, copy_to_host, to_host
+from quire.worker.sampling.prompt import PromptScorer, Scored
 from quire.worker.sampling.protocol import SamplingBatch
 from quire.worker.sampling.sampler import Sampled
 
@@ -34,6 +35,11 @@ class RowSampler(Protocol):
 
     def __call__(self, raw_logits: torch.Tensor, batch: SamplingBatch) -> Sampled:
         """One token per line of raw_logits [samples, vocab]."""
+
+    def gather_logprobs(
+        self, logits: torch.Tensor, token_ids: torch.Tensor, wanted: tuple[tuple[int, int], ...]
+    ) -> LogprobTensors:
+        """As `logprobs.gather_logprobs`."""
 
 
 class Graphs(Protocol):
@@ -71,6 +77,7 @@ class Runner:
         rows: the tables.
         kv: one tensor per layer.
         sampler: logits to tokens.
+        scorer: log-probabilities of prompts; a step that has any runs eagerly.
         graphs: shapes of step that are captured, the first that takes a step runs it; empty where none are.
     """
 
@@ -82,6 +89,7 @@ class Runner:
         rows: Rows,
         kv: tuple[torch.Tensor, ...],
         sampler: RowSampler,
+        scorer: PromptScorer,
         graphs: tuple[Graphs, ...] = (),
     ) -> None:
         self._model = model
@@ -90,15 +98,18 @@ class Runner:
         self._rows = rows
         self._kv = kv
         self._sampler = sampler
+        self._scorer = scorer
         self.graphs = graphs
         self._logits: torch.Tensor | None = None
+        self._scored: Scored | None = None
         self._pending: Pending | None = None
 
     @torch.inference_mode()
     def forward(self, plan: StepPlan) -> None:
         """Apply the row changes and run the model. A captured step may sample as well; others keep their logits."""
         self._start(plan)
-        graphs = next((graphs for graphs in self.graphs if graphs.takes(plan)), None)
+        whole = self._scorer.wants(plan)
+        graphs = None if whole else next((graphs for graphs in self.graphs if graphs.takes(plan)), None)
         launched = self._eager(plan) if graphs is None else graphs.launch(plan)
         if launched is None or isinstance(launched, torch.Tensor):
             self._logits = launched
@@ -112,15 +123,16 @@ class Runner:
             assert not masks, "a step with masks must not be sampled with its forward"
             pending, self._pending = self._pending, None
             return pending
+        scored, self._scored = self._scored, None
         if self._logits is None:
-            return PendingSample(None)
+            return PendingSample(None, scored)
         row_list = tuple(plan.rows[index] for index in plan.samples)
         rows = to_device(row_list, self._logits.device)
         batch = SamplingBatch(rows, self._rows.lens[rows].long(), row_list, masks, self._rows.tokens)
         sampled = self._sampler(self._logits, batch)
         self._rows.append(rows, sampled.token_ids)
         self._logits = None
-        return PendingSample(sampled)
+        return PendingSample(sampled, scored)
 
     @torch.inference_mode()
     def prepare(self) -> bool:
@@ -150,6 +162,7 @@ class Runner:
         self._rows.start(plan.new_rows)
         for new in plan.new_rows:
             self._sampler.start_row(new)
+            self._scorer.start_row(new)
 
     def _eager(self, plan: StepPlan) -> torch.Tensor | None:
         """Logits [samples, vocab] of any step, None if nothing samples."""
@@ -158,20 +171,25 @@ class Runner:
         batch = batch.planned(self._backend.plan(batch))
         hidden = self._model(batch)  # [tokens, hidden]
         self._rows.computed[batch.rows] = batch.kv_lens
+        if self._scorer.wants(plan):
+            gather = self._sampler.gather_logprobs
+            self._scored = self._scorer.score(plan, hidden, self._rows.tokens, self._model.logits, gather)
         if not plan.samples:
             return None
         return self._model.logits(hidden if len(plan.samples) == len(hidden) else hidden[batch.logits_index])
 
 
 class PendingSample:
-    """Sampled tokens on their way to the host."""
+    """Sampled tokens, and log-probabilities of prompts, on their way to the host."""
 
-    def __init__(self, sampled: Sampled | None) -> None:
+    def __init__(self, sampled: Sampled | None, scored: Scored | None = None) -> None:
         self._event: torch.cuda.Event | None = None
-        self._sampled = sampled
-        if sampled is None or sampled.token_ids.device.type == "cpu":
+        self._sampled, self._scored = sampled, scored
+        some = sampled.token_ids if sampled is not None else scored.parts[0].token_ids if scored is not None else None
+        if some is None or some.device.type == "cpu":
             return
-        self._sampled = _to_host(sampled)
+        self._sampled = None if sampled is None else _sampled_to_host(sampled)
+        self._scored = None if scored is None else scored.to_host()
         self._event = torch.cuda.Event()
         self._event.record()
 
@@ -179,22 +197,13 @@ class PendingSample:
         """Block until they are there."""
         if self._event is not None:
             self._event.synchronize()
+        scored = self._scored.to_messages() if self._scored is not None else {}
         if self._sampled is None:
-            return StepResult([])
+            return StepResult([], {}, scored)
         logprobs = self._sampled.logprobs
-        return StepResult(self._sampled.token_ids.tolist(), logprobs.to_messages() if logprobs else {})
+        return StepResult(self._sampled.token_ids.tolist(), logprobs.to_messages() if logprobs else {}, scored)
 
 
-def _to_host(sampled: Sampled) -> Sampled:
-    def copy(tensor: torch.Tensor) -> torch.Tensor:
-        return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
-
-    logprobs = sampled.logprobs
-    if logprobs is not None:
-        logprobs = replace(
-            logprobs,
-            token_ids=copy(logprobs.token_ids),
-            logprobs=copy(logprobs.logprobs),
-            ranks=copy(logprobs.ranks),
-        )
-    return Sampled(copy(sampled.token_ids), logprobs)
+def _sampled_to_host(sampled: Sampled) -> Sampled:
+    logprobs = None if sampled.logprobs is None else to_host(sampled.logprobs)
+    return Sampled(copy_to_host(sampled.token_ids), logprobs)

@@ -23,6 +23,7 @@ from quire.worker.models.load import load_model
 from quire.worker.quantization.none import Unquantized
 from quire.worker.rows import Rows
 from quire.worker.runner import Graphs, Pending, RowSampler, Runner
+from quire.worker.sampling.prompt import LINES, PromptScorer
 from quire.worker.sampling.sampler import Sampler, word_stages
 from quire.worker.sizes import (
     StepSizes,
@@ -148,9 +149,10 @@ class _House:
         build, most = self.build, self.sizes.max_num_seqs
         kv = allocate_kv(build.backend, self.model.kv_specs(), layout, build.device)
         rows = Rows(most, max_model_len, layout.block_size, build.device)
+        scorer = PromptScorer(most, self.vocab_size)
         if not has_triton_kernels(build.device):
             sampler: RowSampler = Sampler(most, self.vocab_size, build.device)
-            return Runner(self.model, build.backend, build.kernels, rows, kv, sampler)
+            return Runner(self.model, build.backend, build.kernels, rows, kv, sampler, scorer)
         from quire.worker.graphs import DecodeGraphs, MixedGraphs, Parts
         from quire.worker.sampling.fused import FusedSampler
 
@@ -160,7 +162,7 @@ class _House:
         if self.use_graphs:
             parts, pool = Parts(self.model, build.backend, rows, kv, fused), torch.cuda.graph_pool_handle()
             graphs = (DecodeGraphs(parts, most, pool), MixedGraphs(parts, self.sizes.mixed_graph_tokens, most, pool))
-        return Runner(self.model, build.backend, build.kernels, rows, kv, fused, graphs)
+        return Runner(self.model, build.backend, build.kernels, rows, kv, fused, scorer, graphs)
 
     def left_after_peak(self, budget: GpuBudget, max_model_len: int) -> tuple[int, int]:
         """What the largest step there can be leaves of the budget, and what graphs will take outside of torch."""
@@ -199,6 +201,7 @@ class _House:
         if has_triton_kernels(self.build.device):  # the fused sampler needs no memory for what it does
             params = SamplingParams(temperature=0, logprobs=1)
         plan = _null_step(num_rows, num_tokens, max_model_len, params)
+        plan.new_rows[0] = _scored(plan.new_rows[0], plan.starts[0], max_model_len)
         runner.forward(plan)
         runner.sample(plan, {}).wait()
 
@@ -212,6 +215,14 @@ def _null_step(num_rows: int, num_tokens: int, max_model_len: int, params: Sampl
     starts = [max_model_len - 1 - n for n in counts]
     rows = list(range(num_rows))
     return StepPlan(0, new_rows, [], rows, starts, counts, rows)
+
+
+def _scored(new: NewRow, start: int, max_model_len: int) -> NewRow:
+    """The same row with its prompt to be scored, as far as one pass of that goes."""
+    params = new.params.clone()
+    params.prompt_logprobs = 1
+    num_prompt = min(max_model_len, start + LINES + 1)
+    return NewRow(new.row, new.tokens, num_prompt, new.num_computed, params, new.stop_token_ids)
 
 
 def _device_name(device: torch.device) -> str:

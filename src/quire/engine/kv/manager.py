@@ -19,7 +19,7 @@ class KVManager:
     Args:
         pool: the blocks.
         block_size: tokens per block.
-        prefix_caching: whether contents are remembered and looked up.
+        prefix_caching: whether contents are remembered and looked up; if not, only within a group of requests.
         hash_function: for tests that force collisions.
     """
 
@@ -39,12 +39,12 @@ class KVManager:
 
     def match(self, request: Request) -> list[int]:
         """Blocks of the longest cached prefix. At least one token is left to run, for its logits."""
-        if not self._prefix_caching:
+        if not self._shares(request):
             return []
         self._begin_chain(request)
         blocks: list[int] = []
         parent = ROOT
-        for index in range((len(request.tokens) - 1) // self.block_size):
+        for index in range(request.num_readable // self.block_size):
             found = self.pool.find(self._digest(request, index), self._token_bytes(request, index), parent)
             if found is None:
                 break
@@ -84,7 +84,7 @@ class KVManager:
 
     def remember(self, request: Request, num_tokens: int) -> None:
         """Cache the full blocks of tokens [0, num_tokens): committed by the device, so their content is certain."""
-        if not self._prefix_caching:
+        if not self._shares(request):
             return
         for index in range(request.num_remembered, num_tokens // self.block_size):
             request.parent_serial = self.pool.remember(
@@ -106,9 +106,14 @@ class KVManager:
         """Raise RuntimeError unless the pool agrees with what these requests hold."""
         self.pool.check_integrity(request.blocks for request in requests)
 
+    def _shares(self, request: Request) -> bool:
+        """Whether its blocks are remembered: of a group always, for the others in it."""
+        return self._prefix_caching or request.group >= 0
+
     def _begin_chain(self, request: Request) -> None:
         if not request.digests:
-            request.digests.append(root(request.cache_salt))
+            salt = request.cache_salt if self._prefix_caching else f"group {request.group}"
+            request.digests.append(root(salt))
 
     def _digest(self, request: Request, index: int) -> bytes:
         """Digest of full block `index`; digests[0] is the root, so block i is at i + 1. Each is computed once."""

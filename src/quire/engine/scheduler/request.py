@@ -28,6 +28,8 @@ class Request:
         num_pending: tokens sampled, or about to be, that the host has not seen.
         num_cached: tokens that the prefix cache gave at the latest admission.
         needs_free: free blocks that the last failed admission asked for; no use trying with fewer.
+        group: of requests with the same prompt; -1 is none.
+        num_scored: prompt tokens whose log-probability was given out, where they are asked for; the first has none.
     """
 
     __slots__ = (
@@ -36,6 +38,7 @@ class Request:
         "cache_salt",
         "digests",
         "finish_reason",
+        "group",
         "id",
         "max_tokens",
         "min_tokens",
@@ -46,6 +49,7 @@ class Request:
         "num_preemptions",
         "num_prompt",
         "num_remembered",
+        "num_scored",
         "params",
         "parent_serial",
         "priority",
@@ -62,6 +66,7 @@ class Request:
         self.params = message.params
         self.priority = message.priority
         self.cache_salt = message.cache_salt
+        self.group = message.group
         self.stop_token_ids = frozenset(message.stop_token_ids)
         self.tokens: array[int] = unpack_ids(message.prompt)
         self.num_prompt = len(self.tokens)
@@ -78,6 +83,7 @@ class Request:
         self.num_pending = 0
         self.num_preemptions = 0
         self.num_cached = 0
+        self.num_scored = 1
         self.needs_free = 0
         # kept by the KV manager
         self.blocks: list[int] = []
@@ -94,6 +100,18 @@ class Request:
     def num_output(self) -> int:
         """Generated tokens whose ids the host has."""
         return len(self.tokens) - self.num_prompt
+
+    @property
+    def num_readable(self) -> int:
+        """Tokens that may come from the prefix cache; the others must run, at least the last one, for their logits.
+
+        To score token t the one before it must run: those up to num_scored - 2 are not needed any more.
+        """
+        if self.params.skip_reading_prefix_cache:
+            return 0
+        if self.params.prompt_logprobs is not None and self.num_scored < self.num_prompt:
+            return self.num_scored - 1
+        return self.known - 1
 
     @property
     def want(self) -> int:

@@ -17,6 +17,7 @@ from quire.engine.kv.manager import KVManager
 from quire.engine.scheduler.limits import Limit
 from quire.engine.scheduler.policy import Policy, WaitingQueue, fcfs
 from quire.engine.scheduler.request import NO_ROW, Request
+from quire.engine.scheduler.siblings import Siblings
 from quire.messages import (
     AddRequest,
     EngineStats,
@@ -84,6 +85,7 @@ class Scheduler:
         self._clock = clock
         self._requests: dict[int, Request] = {}
         self._waiting = WaitingQueue(policy)
+        self._siblings = Siblings(kv.block_size)
         self._running: list[Request] = []
         self._free_rows = list(range(max_num_seqs - 1, -1, -1))
         self._max_num_seqs = max_num_seqs
@@ -110,13 +112,13 @@ class Scheduler:
         elif self._kv.blocks_for(request.max_tokens) > self._kv.pool.num_usable:
             self._finish(request, "error", f"{request.max_tokens} tokens do not fit the KV cache")
         elif not held:
-            self._enqueue(request)
+            self._arrive(request)
         return request
 
     def release_hold(self, request: Request) -> None:
         """What a held request waited for is there."""
         if request.state == "held":
-            self._enqueue(request)
+            self._arrive(request)
 
     def abort(self, ids: Iterable[int]) -> None:
         """End these requests now, whatever they are doing; unknown ids are ignored."""
@@ -153,14 +155,17 @@ class Scheduler:
 
     def commit(self, step: Step, result: StepResult) -> None:
         """Take in what the step sampled. Requests that ended or restarted meanwhile are passed over."""
-        sample = 0
-        for share in step.shares:
+        sample, scores = 0, result.prompt_logprobs
+        for index, share in enumerate(step.shares):
             token, logprobs = None, None
             if share.samples:
                 token, logprobs = result.token_ids[sample], result.logprobs.get(sample)
                 sample += 1
-            if share.request.state != "finished":
-                self._commit_share(share, token, logprobs)
+            if share.request.state == "finished":
+                continue
+            if scores and index in scores:
+                self._take_scored(share.request, step.plan.starts[index] + 1, scores[index])
+            self._commit_share(share, token, logprobs)
 
     def take_outputs(self) -> list[TokenOutput]:
         """What happened to requests since the last call."""
@@ -305,6 +310,11 @@ class Scheduler:
         self._num_preemptions += 1
         self._enqueue(request)
 
+    def _arrive(self, request: Request) -> None:
+        """Nothing outside of the scheduler holds the request any more; a sibling may."""
+        if not self._siblings.holds(request):
+            self._enqueue(request)
+
     def _enqueue(self, request: Request) -> None:
         request.state = "waiting"
         self._waiting.push(request)
@@ -328,11 +338,21 @@ class Scheduler:
             request.tokens.append(token)
         if request.state == "running" and share.epoch == request.num_preemptions:
             self._kv.remember(request, share.end)
+            if request.group >= 0:
+                for sibling in self._siblings.advanced(request, share.end):
+                    self._enqueue(sibling)
         if token is not None:
             reason = request.ends_with(token)
             self._emit(request, [token], [logprobs] if logprobs else None, reason)
             if reason:
                 self._retire(request, reason)
+
+    def _take_scored(self, request: Request, first: int, scored: list[TokenLogprobs]) -> None:
+        """Log-probabilities of prompt tokens from `first` on; those that came before a preemption come but once."""
+        new = scored[request.num_scored - first :]
+        if new:
+            request.num_scored += len(new)
+            self._outbox.append(TokenOutput(id=request.id, token_ids=[], prompt_logprobs=new))
 
     def _emit(
         self,
@@ -370,3 +390,5 @@ class Scheduler:
         request.finish_reason = reason
         del self._requests[request.id]
         self._num_finished += 1
+        for sibling in self._siblings.left(request):
+            self._enqueue(sibling)

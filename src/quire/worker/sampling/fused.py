@@ -19,6 +19,7 @@ from quire.worker.kernels import sampling as kernels
 from quire.worker.kernels import sampling_fused as fused
 from quire.worker.sampling.logprobs import LogprobTensors
 from quire.worker.sampling.mask import apply_masks
+from quire.worker.sampling.prompt import LINES
 from quire.worker.sampling.protocol import SamplingBatch, Stage
 from quire.worker.sampling.sampler import Sampled
 from quire.worker.transfer import upload
@@ -60,7 +61,7 @@ class FusedSampler:
         self._seen = torch.zeros(num_rows + 1, vocab_size, dtype=torch.int16, device=device)
         self._kept = torch.empty(num_rows + 1, vocab_size, dtype=dtype, device=device)
         self._new_seen: dict[int, NewRow] = {}
-        most = max(64, 1 << num_rows.bit_length())
+        most = max(LINES, 1 << num_rows.bit_length())
         self._places = torch.arange(most, dtype=torch.int32, device=device)
         self._scratch = kernels.Scratch(most, device)
         self._fused_scratch = fused.FusedScratch(most, device)
@@ -138,7 +139,7 @@ class FusedSampler:
         for stage in stages:
             stage.observe(batch, token_ids)
         wanted = tuple((i, int(most)) for i, most in enumerate(self._num_logprobs[rows]) if most >= 0)
-        return Sampled(token_ids, self._logprobs(raw_logits, token_ids, wanted) if wanted else None)
+        return Sampled(token_ids, self.gather_logprobs(raw_logits, token_ids, wanted) if wanted else None)
 
     def _kernel(self, rows: list[int]) -> str:
         flags = int(np.bitwise_or.reduce(self._lines[rows, fused.FLAGS], initial=0))
@@ -191,7 +192,7 @@ class FusedSampler:
             lines[sample] = line
         return upload(torch.from_numpy(lines), self._device), upload(torch.from_numpy(words), self._device)
 
-    def _logprobs(
+    def gather_logprobs(
         self, logits: torch.Tensor, token_ids: torch.Tensor, wanted: tuple[tuple[int, int], ...]
     ) -> LogprobTensors:
         """As `gather_logprobs`, without a float32 copy of the logits."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -33,6 +33,21 @@ class LogprobTensors:
             sample: TokenLogprobs(ids[line][: 1 + most], logprobs[line][: 1 + most], ranks[line])
             for line, (sample, most) in enumerate(self.wanted)
         }
+
+
+def copy_to_host(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy that will be on the host once the device is there."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+
+
+def to_host(found: LogprobTensors) -> LogprobTensors:
+    """The same, of all its tensors."""
+    return replace(
+        found,
+        token_ids=copy_to_host(found.token_ids),
+        logprobs=copy_to_host(found.logprobs),
+        ranks=copy_to_host(found.ranks),
+    )
 
 
 def gather_logprobs(

@@ -92,6 +92,12 @@ class Sampler:
         wanted = tuple((i, int(most)) for i, most in enumerate(self._num_logprobs[rows]) if most >= 0)
         return Sampled(token_ids, gather_logprobs(raw_logits, token_ids, wanted) if wanted else None)
 
+    def gather_logprobs(
+        self, logits: torch.Tensor, token_ids: torch.Tensor, wanted: tuple[tuple[int, int], ...]
+    ) -> LogprobTensors:
+        """For any logits [lines, vocab] and tokens [lines]."""
+        return gather_logprobs(logits, token_ids, wanted)
+
     def _change(self, raw_logits: torch.Tensor, batch: SamplingBatch, stages: list[Stage]) -> torch.Tensor:
         """A float32 copy that went through masks and stages."""
         logits = apply_masks(raw_logits.to(torch.float32, copy=True), batch)
