@@ -24,6 +24,7 @@ from quire.engine.scheduler.policy import POLICIES
 from quire.engine.scheduler.scheduler import Scheduler
 from quire.errors import ConfigError, QuireError, StartupError
 from quire.messages import Progress, Ready, StartFailed
+from quire.worker.kernels import native_build
 
 if TYPE_CHECKING:
     from quire.worker.worker import Worker
@@ -76,6 +77,8 @@ def _run_beside_device(executor: ThreadExecutor, scheduler: Scheduler, wire: Wir
 
 def _build_worker(config: EngineConfig, wire: Wire) -> tuple[Worker, Ready]:
     started = time.monotonic()
+    if _may_run_on_cpu(config):
+        native_build.current()  # compiles, if it must, while torch is imported and weights are read
     folder = resolve(config.model.model, config.model.revision, weights=config.model.load_format != "dummy")
     facts = read_facts(folder)
     resolved = time.monotonic()
@@ -101,6 +104,13 @@ def _build_worker(config: EngineConfig, wire: Wire) -> tuple[Worker, Ready]:
         vocab_size=facts.vocab_size,
         seconds=seconds,
     )
+
+
+def _may_run_on_cpu(config: EngineConfig) -> bool:
+    """Before torch can tell: whether the C++ kernels will be wanted."""
+    if config.model.cpu_kernels == "torch" or config.model.device == "cuda":
+        return False
+    return config.model.device == "cpu" or not Path("/dev/nvidiactl").exists()
 
 
 def _build_scheduler(config: EngineConfig, ready: Ready) -> Scheduler:

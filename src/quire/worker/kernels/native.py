@@ -90,6 +90,10 @@ class NativeLibrary:
         names = (("bf16", self.fast_bf16), ("int8", self.fast_int8), ("AMX", self.has_tiles))
         return " ".join(name for name, there in names if there) or "portable"
 
+    def advise(self, tensor: torch.Tensor) -> None:
+        """Memory that is read again and again, not yet written to: large pages, where the system has them."""
+        self._library.advise(_Pointer(tensor.data_ptr()), _Int(tensor.nbytes))
+
     # ---- weights -----------------------------------------------------------------------------------------------
 
     def pack(self, weight: torch.Tensor, *, gated: bool, int8: bool = False) -> Packed:
@@ -98,7 +102,7 @@ class NativeLibrary:
         layout = int(gated and outs % 32 == 0)
         lines = -(-outs // PANEL) * PANEL
         panels = torch.empty(lines * inputs, dtype=torch.int8 if int8 else torch.bfloat16)
-        self._library.advise(_Pointer(panels.data_ptr()), _Int(panels.nbytes))
+        self.advise(panels)
         sizes = (_Int(outs), _Int(inputs), layout)
         if not int8:
             self._library.pack_bf16(_Pointer(weight.data_ptr()), _Pointer(panels.data_ptr()), *sizes)
@@ -193,6 +197,10 @@ class NativeKernels(PlainKernels):
         if not (_fits(x) and _fits(residual)):
             return super().add_rms_norm(x, residual, weight, eps)
         return self._library.norm(x, residual, weight, eps), residual
+
+    def most_likely(self, logits: torch.Tensor) -> torch.Tensor:
+        """In one pass."""
+        return self._library.most_likely(logits) if _fits(logits) else super().most_likely(logits)
 
 
 @functools.cache

@@ -110,15 +110,22 @@ template <class Kind> INLINE void weigh(const Attend &job, State &s, const Row *
 
 // ---- wide form ------------------------------------------------------------------------------------------------------
 
-template <class Kind, int R> INLINE void score_keys(State &s, const int32_t *k, int lines, int64_t stride, int at) {
-  f32x16 sums[R] = {};
+// G groups of 16 keys at once: sums that wait for one another would leave the core idle.
+template <class Kind, int R, int G>
+INLINE void score_keys(State &s, const int32_t *const *k, int lines, int64_t stride, int at) {
+  f32x16 sums[G][R] = {};
   for (int d = 0; d < lines; d++) {
-    i32x16 keys = load<i32x16>(k + d * stride);
+#pragma GCC unroll 4
+    for (int g = 0; g < G; g++) {
+      i32x16 keys = load<i32x16>(k[g] + d * stride);
 #pragma GCC unroll 8
-    for (int r = 0; r < R; r++) Kind::dot(sums[r], keys, splat(s.q[r][d]));
+      for (int r = 0; r < R; r++) Kind::dot(sums[g][r], keys, splat(s.q[r][d]));
+    }
   }
+#pragma GCC unroll 4
+  for (int g = 0; g < G; g++)
 #pragma GCC unroll 8
-  for (int r = 0; r < R; r++) put(s.scores[r] + at, sums[r]);
+    for (int r = 0; r < R; r++) put(s.scores[r] + at + 16 * g, sums[g][r]);
 }
 
 template <class Kind, int R, int D>
@@ -155,15 +162,19 @@ static __attribute__((noinline)) void tile(const Attend &job, const Item &item, 
   alignas(64) int32_t edge[2][MOST_DIM];  // lines of V of which one token must not be touched, not even times 0
   const int32_t *lines[STEP / P];
   for (int key = low / 16 * 16; key < high; key += STEP) {
-    int many = least(STEP, high - key), end = key + (many + 15) / 16 * 16;
-    for (int from = key; from < end; from += 16) {
-      const int32_t *k = place(job, item, from, 0, head_words) + from % size;
-      if (R <= 4 && from + STEP < high) {
-        const char *next = (const char *)(place(job, item, from + STEP, 0, head_words));
-        if (size == 16)
-          for (int64_t byte = 0; byte < head_words * 8; byte += 64) __builtin_prefetch(next + byte);
+    int many = least(STEP, high - key), groups = (many + 15) / 16;
+    const int32_t *keys[STEP / 16];
+    for (int g = 0; g < STEP / 16; g++) {
+      int from = key + 16 * (g < groups ? g : 0);  // groups behind the end repeat the first; nobody looks at them
+      keys[g] = place(job, item, from, 0, head_words) + from % size;
+    }
+    const int G = R == 1 ? 4 : R == 8 ? 1 : 2;
+    for (int g = 0; g < groups; g += G) {
+      for (int from = key + 16 * g + STEP; R <= 4 && size == 16 && from < least(high, key + 16 * (g + G) + STEP); from += 16) {
+        const char *next = (const char *)place(job, item, from, 0, head_words);
+        for (int64_t byte = 0; byte < head_words * 8; byte += 64) __builtin_prefetch(next + byte, 0, 2);
       }
-      score_keys<Kind, R>(s, k, dim / P, size, from - key);
+      score_keys<Kind, R, G>(s, keys + g, dim / P, size, 16 * g);
     }
     weigh<Kind>(job, s, rows, R, key, many);
     int first = most(0, low - key) / P, last = (many + P - 1) / P;
@@ -182,6 +193,7 @@ static __attribute__((noinline)) void tile(const Attend &job, const Item &item, 
     const int D = R <= 2 ? 8 : R == 4 ? 4 : 2;
     int d = 0;
     for (; d + 16 * D <= dim; d += 16 * D) add_values<Kind, R, D>(s, lines, first, last, d);
+    for (; D > 4 && d + 64 <= dim; d += 64) add_values<Kind, R, 4>(s, lines, first, last, d);
     for (; d < dim; d += 16) add_values<Kind, R, 1>(s, lines, first, last, d);
   }
 }
