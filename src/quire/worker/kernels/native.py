@@ -82,13 +82,32 @@ class NativeLibrary:
         features = self._library.features()
         self.fast_bf16 = bool(features & 1)
         self.fast_int8 = bool(features & 2)
-        self.has_tiles = bool(features & 4)
+        self.has_tiles = bool(features & 4) and self._tiles_agree()
 
     @property
     def summary(self) -> str:
         """The instructions in use, for the start's lines."""
         names = (("bf16", self.fast_bf16), ("int8", self.fast_int8), ("AMX", self.has_tiles))
         return " ".join(name for name, there in names if there) or "portable"
+
+    def use_tiles(self, wanted: bool) -> None:
+        """Multiply by AMX tiles where there are any, or by vectors."""
+        self._library.use_tiles(int(wanted))
+
+    def _tiles_agree(self) -> bool:
+        """Whether tiles give what vectors give, on this machine, in milliseconds; they are not used otherwise."""
+        generator = torch.Generator().manual_seed(0)
+        x, weight = (torch.randn(n, 128, generator=generator).bfloat16() for n in (37, 64))
+        for int8 in (False, True):
+            packed, results = self.pack(weight, gated=False, int8=int8), []
+            for wanted in (False, True):
+                self.use_tiles(wanted)
+                results.append(self.linear(x, packed, None).float())
+            if not torch.allclose(*results, rtol=2e-2, atol=0.1):
+                log.warning("AMX products differ from those of vectors here: tiles are not used.")
+                self.use_tiles(False)
+                return False
+        return True
 
     def advise(self, tensor: torch.Tensor) -> None:
         """Memory that is read again and again, not yet written to: large pages, where the system has them."""

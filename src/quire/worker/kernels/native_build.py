@@ -36,10 +36,14 @@ class Build:
     Args:
         folder: where finished libraries are kept.
         compilers: names to look for, in order; $CXX goes before them.
+        more_flags: after the usual ones.
     """
 
-    def __init__(self, folder: Path, compilers: Sequence[str] = COMPILERS) -> None:
+    def __init__(
+        self, folder: Path, compilers: Sequence[str] = COMPILERS, more_flags: tuple[str, ...] = ()
+    ) -> None:
         self._folder = folder
+        self._flags = (*FLAGS, *more_flags)
         self._compilers = [*filter(None, [os.environ.get("CXX")]), *compilers]
         self._path: Path | None = None
         self._error: BuildError | None = None
@@ -70,11 +74,11 @@ class Build:
         compiler = next((found for name in self._compilers if (found := shutil.which(name))), None)
         if compiler is None:
             raise BuildError(f"no C++ compiler here ({', '.join(self._compilers)})")
-        library = self._folder / f"{_key(compiler)}.so"
+        library = self._folder / f"{_key(compiler, self._flags)}.so"
         if not library.exists():
             self._folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=self._folder) as private:
-                _compile(compiler, Path(private), library)
+                _compile(compiler, self._flags, Path(private), library)
         return library
 
 
@@ -85,10 +89,10 @@ def current() -> Build:
     return Build(Path(base) / "quire" / "kernels" / __version__ / "cpu")
 
 
-def _compile(compiler: str, private: Path, library: Path) -> None:
+def _compile(compiler: str, flags: tuple[str, ...], private: Path, library: Path) -> None:
     objects = [private / f"{source.stem}.o" for source in sorted(SOURCES.glob("*.cpp"))]
     commands = [
-        [compiler, *FLAGS, "-c", str(SOURCES / f"{path.stem}.cpp"), "-o", str(path)] for path in objects
+        [compiler, *flags, "-c", str(SOURCES / f"{path.stem}.cpp"), "-o", str(path)] for path in objects
     ]
     running = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
     try:
@@ -119,13 +123,13 @@ def _first_error(said: str) -> str:
     return lines[0][:300]
 
 
-def _key(compiler: str) -> str:
+def _key(compiler: str, flags: tuple[str, ...]) -> str:
     digest = hashlib.sha256()
     for source in sorted(SOURCES.iterdir()):
         if source.is_file():
             digest.update(source.name.encode() + b"\0" + source.read_bytes())
     version = subprocess.run([compiler, "--version"], capture_output=True, timeout=TIMEOUT_S, check=False).stdout
-    for part in (" ".join(FLAGS).encode(), compiler.encode(), version, _processor().encode()):
+    for part in (" ".join(flags).encode(), compiler.encode(), version, _processor().encode()):
         digest.update(part + b"\0")
     return digest.hexdigest()[:32]
 

@@ -226,13 +226,13 @@ template <class Kind, class T> static void multiply(const Linear &job) {
 #include "tiles.h"
 
 extern "C" void linear_bf16(const Linear *job) {
-#ifdef __AMX_BF16__
+#ifdef TILES
   if (job->rows >= AMX_ROWS && job->in % 32 == 0 && amx_allowed()) return amx_multiply<AmxPairs, bf16>(*job);
 #endif
   multiply<Pairs, bf16>(*job);
 }
 extern "C" void linear_int8(const Linear *job, int wide) {
-#ifdef __AMX_INT8__
+#ifdef TILES
   if (job->rows >= AMX_ROWS && job->in % 64 == 0 && amx_allowed())
     return wide ? amx_multiply<AmxBytes, float>(*job) : amx_multiply<AmxBytes, bf16>(*job);
 #endif
@@ -249,7 +249,7 @@ extern "C" int features(void) {
 #ifdef __AVX512VNNI__
   found |= 2;
 #endif
-#ifdef __AMX_BF16__
+#ifdef TILES
   if (amx_allowed()) found |= 4;
 #endif
   return found;

@@ -6,17 +6,48 @@
 //
 // A panel of 32 columns is two tiles wide as it lies: a line of it is 128 bytes, one tile takes the half.
 
-#ifdef __AMX_BF16__
-#include <sys/syscall.h>
-#include <unistd.h>
+// EMULATED_TILES builds the same code with the instructions written out in C, for tests on machines without them.
 
-#define AMX_ROWS 5  // fewer rows are faster in vectors
+static int tiles_wanted = 1;
+extern "C" void use_tiles(int wanted) { tiles_wanted = wanted; }
+
+#ifdef EMULATED_TILES
+#define TILES
+static bool amx_allowed(void) { return tiles_wanted; }
+static thread_local uint8_t tiles[8][16][64];
+INLINE void configure(void) {}
+INLINE void release(void) {}
+INLINE void clear_sums(void) { memset(tiles, 0, 4 * sizeof(tiles[0])); }
+#define TILE_LOAD(tile, at, stride) \
+  for (int i_ = 0; i_ < 16; i_++) memcpy(tiles[tile][i_], (const char *)(at) + i_ * (stride), 64)
+#define TILE_STORE(tile, at, stride) \
+  for (int i_ = 0; i_ < 16; i_++) memcpy((char *)(at) + i_ * (stride), tiles[tile][i_], 64)
+
+INLINE int32_t number(uint8_t x) { return x; }
+INLINE int32_t number(int8_t x) { return x; }
+template <class Number, class A, class B> INLINE void emulate(int group) {
+  for (int out = 0; out < 4; out++)
+    for (int m = 0; m < 16; m++)
+      for (int n = 0; n < 16; n++) {
+        Number sum = ((Number *)tiles[out][m])[n];
+        for (int k = 0; k < 16; k++)
+          for (int i = 0; i < group; i++)
+            sum += number(((A *)tiles[4 + out / 2][m])[k * group + i]) * number(((B *)tiles[6 + out % 2][k])[n * group + i]);
+        ((Number *)tiles[out][m])[n] = sum;
+      }
+}
+INLINE void dot_tiles_pairs(void) { emulate<float, bf16, bf16>(2); }
+INLINE void dot_tiles_bytes(void) { emulate<int32_t, uint8_t, int8_t>(4); }
+
+#elif defined(__AMX_BF16__) && defined(__AMX_INT8__)
+#define TILES
+extern "C" long syscall(long, ...);
 
 // The kernel lets a process use tiles once it has asked.
 static bool amx_allowed(void) {
   static int known = -1;
-  if (known < 0) known = syscall(SYS_arch_prctl, 0x1023, 18) == 0;  // ARCH_REQ_XCOMP_PERM, XTILEDATA
-  return known;
+  if (known < 0) known = syscall(158, 0x1023, 18) == 0;  // arch_prctl(ARCH_REQ_XCOMP_PERM, XTILEDATA)
+  return known && tiles_wanted;
 }
 
 struct TileConfig {
@@ -31,6 +62,10 @@ INLINE void configure(void) {
   asm volatile("ldtilecfg %0" : : "m"(config));
 }
 
+INLINE void release(void) { asm volatile("tilerelease"); }
+INLINE void clear_sums(void) {
+  asm volatile("tilezero %tmm0\n\ttilezero %tmm1\n\ttilezero %tmm2\n\ttilezero %tmm3");
+}
 #define TILE_LOAD(tile, at, stride) \
   asm volatile("tileloadd (%0,%1,1), %%tmm" #tile : : "r"(at), "r"((int64_t)(stride)) : "memory")
 #define TILE_STORE(tile, at, stride) \
@@ -39,15 +74,22 @@ INLINE void configure(void) {
   asm volatile(op " %tmm6, %tmm4, %tmm0\n\t" op " %tmm7, %tmm4, %tmm1\n\t" op " %tmm6, %tmm5, %tmm2\n\t" op \
                   " %tmm7, %tmm5, %tmm3")
 
+INLINE void dot_tiles_pairs(void) { TILE_FOUR("tdpbf16ps"); }
+INLINE void dot_tiles_bytes(void) { TILE_FOUR("tdpbusd"); }
+#endif
+
+#ifdef TILES
+#define AMX_ROWS 5  // fewer rows are faster in vectors
+
 struct AmxPairs {
   typedef f32x16 Sum;
   static const int bytes = 2;
-  INLINE void dot(void) { TILE_FOUR("tdpbf16ps"); }
+  INLINE void dot(void) { dot_tiles_pairs(); }
 };
 struct AmxBytes {
   typedef i32x16 Sum;
   static const int bytes = 1;
-  INLINE void dot(void) { TILE_FOUR("tdpbusd"); }
+  INLINE void dot(void) { dot_tiles_bytes(); }
 };
 
 // Rows as they are; bytes are quantized into scratch first.
@@ -81,7 +123,7 @@ template <class Kind, class T> static void amx_multiply(const Linear &job) {
       for (int64_t row = first; row < end; row += 32) {
         int64_t many = least(32, end - row);
         alignas(64) char patch[32 * 64] = {};  // the inputs of a tile that is not full
-        asm volatile("tilezero %tmm0\n\ttilezero %tmm1\n\ttilezero %tmm2\n\ttilezero %tmm3");
+        clear_sums();
         for (int64_t k = 0; k < line; k += 64) {
           const char *at = x + row * line + k;
           if (many == 32) {
@@ -105,7 +147,7 @@ template <class Kind, class T> static void amx_multiply(const Linear &job) {
                    finished(job, sums[i][1], row + i, panel * PANEL + 16, scales), row + i, panel);
       }
     }
-    asm volatile("tilerelease");
+    release();
   }
 }
 #endif
