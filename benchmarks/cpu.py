@@ -1,4 +1,4 @@
-"""Quire on a CPU beside its peers, in one run: offline batch, one stream, a streaming server, start, and how steps grow.
+"""Quire on a CPU beside its peers, in one run: offline, one stream, a streaming server, start, how steps grow.
 
     pip install '.[test,bench]'
     python benchmarks/cpu.py [--vllm PYTHON] [--llama PYTHON] [--out benchmarks/results/cpu]

@@ -86,7 +86,9 @@ class Requests:
         if self._position == self._context + SPARE - 1:
             self._position = self._context
             ids = pack_ids([3] * (self._context + 1))
-            new = [NewRow(row, ids, self._context, self._context, SamplingParams(temperature=0), []) for row in self._rows]
+            new = [
+                NewRow(row, ids, self._context, self._context, SamplingParams(temperature=0), []) for row in self._rows
+            ]
         self._run(StepPlan(self._steps, new, [], self._rows, [self._position] * num, [1] * num, list(range(num))))
         self._position += 1
 

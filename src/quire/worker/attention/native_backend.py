@@ -1,6 +1,6 @@
 """Paged attention in C++, for CPUs: reads the cache where it lies, cut over all threads. See `cpp/attention.cpp`.
 
-    kv      [num_blocks, num_kv_heads, 2, block_size * head_dim]      inside a block as the kernels like it
+kv      [num_blocks, num_kv_heads, 2, block_size * head_dim]      inside a block as the kernels like it
 """
 
 from __future__ import annotations

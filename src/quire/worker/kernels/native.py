@@ -131,9 +131,7 @@ class NativeLibrary:
         self._library.pack_int8(_Pointer(weight.data_ptr()), int(_wide(weight)), *places, *sizes)
         return Packed(panels, scales, sums, outs, inputs, layout)
 
-    def linear(
-        self, x: torch.Tensor, weight: Packed, bias: torch.Tensor | None, *, gate: bool = False
-    ) -> torch.Tensor:
+    def linear(self, x: torch.Tensor, weight: Packed, bias: torch.Tensor | None, *, gate: bool = False) -> torch.Tensor:
         """x [..., inputs] to [..., outs]; `gate` gives silu(gate) * up, of half the width, if the layout is 1."""
         rows = x.numel() // weight.inputs
         out = torch.empty((*x.shape[:-1], weight.outs >> gate), dtype=x.dtype)
@@ -158,9 +156,7 @@ class NativeLibrary:
 
     # ---- between the products ----------------------------------------------------------------------------------
 
-    def norm(
-        self, x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, eps: float
-    ) -> torch.Tensor:
+    def norm(self, x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, eps: float) -> torch.Tensor:
         """RMSNorm over the last dimension; with a residual, which becomes the sum, of the sum."""
         out = torch.empty_like(x)
         size = x.shape[-1]
@@ -180,7 +176,11 @@ class NativeLibrary:
         """[rows] int64: the first of the largest of each row."""
         out = torch.empty(len(logits), dtype=torch.int64)
         self._library.most_likely(
-            _Pointer(logits.data_ptr()), _Pointer(out.data_ptr()), _Int(len(logits)), _Int(logits.shape[1]), _wide(logits)
+            _Pointer(logits.data_ptr()),
+            _Pointer(out.data_ptr()),
+            _Int(len(logits)),
+            _Int(logits.shape[1]),
+            _wide(logits),
         )
         return out
 

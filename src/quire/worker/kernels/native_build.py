@@ -39,9 +39,7 @@ class Build:
         more_flags: after the usual ones.
     """
 
-    def __init__(
-        self, folder: Path, compilers: Sequence[str] = COMPILERS, more_flags: tuple[str, ...] = ()
-    ) -> None:
+    def __init__(self, folder: Path, compilers: Sequence[str] = COMPILERS, more_flags: tuple[str, ...] = ()) -> None:
         self._folder = folder
         self._flags = (*FLAGS, *more_flags)
         self._compilers = [*filter(None, [os.environ.get("CXX")]), *compilers]
@@ -91,9 +89,7 @@ def current() -> Build:
 
 def _compile(compiler: str, flags: tuple[str, ...], private: Path, library: Path) -> None:
     objects = [private / f"{source.stem}.o" for source in sorted(SOURCES.glob("*.cpp"))]
-    commands = [
-        [compiler, *flags, "-c", str(SOURCES / f"{path.stem}.cpp"), "-o", str(path)] for path in objects
-    ]
+    commands = [[compiler, *flags, "-c", str(SOURCES / f"{path.stem}.cpp"), "-o", str(path)] for path in objects]
     running = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
     try:
         for process in running:

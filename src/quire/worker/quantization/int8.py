@@ -4,7 +4,7 @@
     x        one scale per token, chosen when it is multiplied      x ~ scale[token] * q[token, in]
 
 A layer is quantized as soon as its tensors have been read, and its plain weight is dropped then: the model is never
-whole in memory. Where the C++ kernels are missing, or the CPU has no int8 dot products, oneDNN multiplies.
+whole in memory. Where the C++ kernels are missing, or the CPU has no int8 dot products, torch multiplies.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from quire.worker.quantization.none import Unquantized
 
 MULTIPLE = 16
 """Of inputs: what the kernels quantize at once."""
-ZERO = 128
-"""Activations are kept without sign."""
 
 
 class Int8Weights(Unquantized):
@@ -42,13 +40,12 @@ class Int8Weights(Unquantized):
             return
         layer.packed = None
         weight, layer.scales = quantize_rows(plain)
-        packed = torch.ops.onednn.qlinear_prepack(weight.t(), None)
-        layer.weight = nn.Parameter(packed, requires_grad=False)
+        layer.weight = nn.Parameter(weight, requires_grad=False)
 
     def apply(self, layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
         if layer.packed is not None:
             return self._library.linear(x.contiguous(), layer.packed, layer.bias)  # type: ignore[union-attr]
-        return _onednn(layer, x)
+        return _whole_numbers(layer, x)
 
     def apply_gated(self, layer: nn.Module, x: torch.Tensor, kind: str) -> torch.Tensor:
         if layer.packed is not None and kind == "silu" and layer.packed.layout == 1:
@@ -64,16 +61,11 @@ def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return (wide * inverse).round_().to(torch.int8), top[:, 0] / 127
 
 
-def _onednn(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """The product in oneDNN, which knows one scale of x for all tokens: 1, and theirs follow afterwards."""
-    flat = x.reshape(-1, layer.in_features)
-    quantized, scales = quantize_rows(flat)
-    shifted = (quantized.to(torch.int16) + ZERO).to(torch.uint8)
-    zeros = torch.zeros(len(layer.scales), dtype=torch.int32)
-    product = torch.ops.onednn.qlinear_pointwise(
-        shifted, 1.0, ZERO, layer.weight, layer.scales, zeros, None, 1.0, 0, torch.float32, "none", [], ""
-    )
-    product *= scales[:, None]
+def _whole_numbers(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """The product in torch: whole numbers first, scales afterwards."""
+    quantized, scales = quantize_rows(x.reshape(-1, layer.in_features))
+    product = torch._int_mm(quantized, layer.weight.t()).float()
+    product *= scales[:, None] * layer.scales
     if layer.bias is not None:
         product += layer.bias
     return product.to(x.dtype).view(*x.shape[:-1], -1)
