@@ -105,7 +105,7 @@ def test_other_formats_and_strides_go_through_torch() -> None:
     assert kernels.most_likely(x.T).tolist() == x.T.max(1).indices.tolist()
 
 
-# ---- building ----------------------------------------------------------------------------------------------------------
+# ---- building ------------------------------------------------------------------------------------------
 
 
 def test_builds_at_the_same_time_agree_and_leave_nothing_behind(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_a_compiler_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.Mon
     broken.write_text("#!/bin/sh\necho 'x.cpp:1: error: no such thing' >&2\nexit 1\n")
     broken.chmod(broken.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("CXX", str(broken))
-    with pytest.raises(BuildError, match="failed: x.cpp:1: error: no such thing"):
+    with pytest.raises(BuildError, match=r"failed: x\.cpp:1: error"):
         Build(tmp_path / "out").wait()
 
 

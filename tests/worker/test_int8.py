@@ -1,4 +1,4 @@
-"""--quantization int8 on a CPU: how near it stays to the unquantized model, and that weights are never whole in memory."""
+"""--quantization int8 on a CPU: how near it stays to the unquantized model; weights are never whole in memory."""
 
 from __future__ import annotations
 

@@ -175,13 +175,8 @@ class NativeLibrary:
     def most_likely(self, logits: torch.Tensor) -> torch.Tensor:
         """[rows] int64: the first of the largest of each row."""
         out = torch.empty(len(logits), dtype=torch.int64)
-        self._library.most_likely(
-            _Pointer(logits.data_ptr()),
-            _Pointer(out.data_ptr()),
-            _Int(len(logits)),
-            _Int(logits.shape[1]),
-            _wide(logits),
-        )
+        places = (_Pointer(tensor.data_ptr()) for tensor in (logits, out))
+        self._library.most_likely(*places, _Int(len(logits)), _Int(logits.shape[1]), _wide(logits))
         return out
 
     # ---- attention ---------------------------------------------------------------------------------------------

@@ -20,6 +20,8 @@ from quire.worker.sampling.truncate import MinP, Temperature, TopKTopP
 from quire.worker.sampling.words import AllowedTokens, BadWords, TokenBias
 from quire.worker.transfer import upload
 
+PLAIN = PlainKernels()
+
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
@@ -62,7 +64,7 @@ class Sampler:
         vocab_size: int,
         device: torch.device,
         stages: tuple[Stage, ...] | None = None,
-        most_likely: Callable[[torch.Tensor], torch.Tensor] = PlainKernels().most_likely,
+        most_likely: Callable[[torch.Tensor], torch.Tensor] = PLAIN.most_likely,
     ) -> None:
         self._stages = default_stages(num_rows, vocab_size, device) if stages is None else stages
         self._vocab_size = vocab_size
