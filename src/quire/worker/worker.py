@@ -22,6 +22,7 @@ from quire.worker.kernels.select import has_triton_kernels, kernels_for, native_
 from quire.worker.layers.build import Build
 from quire.worker.memory import GpuBudget, KVLayout, allocate_kv, cpu_available_bytes, plan_kv
 from quire.worker.models.load import load_model
+from quire.worker.native_graphs import NativeGraphs
 from quire.worker.quantization.select import select_scheme
 from quire.worker.rows import Rows
 from quire.worker.runner import Graphs, Pending, RowSampler, Runner
@@ -95,7 +96,7 @@ class Worker:
             sizes,
             vocab_size=model_facts.vocab_size,
             block_size=config.cache.block_size,
-            use_graphs=not config.model.enforce_eager and has_triton_kernels(self.device),
+            use_graphs=not config.model.enforce_eager and (native is not None or has_triton_kernels(self.device)),
             native=native,
         )
         longest = model_facts.max_model_len if max_model_len == -1 else max_model_len
@@ -163,7 +164,10 @@ class _House:
         if not has_triton_kernels(build.device):
             most_likely = build.kernels.most_likely  # plain or native ones, which have it
             sampler: RowSampler = Sampler(most, self.vocab_size, build.device, most_likely=most_likely)
-            return Runner(self.model, build.backend, build.kernels, rows, kv, sampler)
+            parts = (self.model, build.backend, build.kernels, rows, kv)
+            if self.native is None or not self.use_graphs:
+                return Runner(*parts, sampler)
+            return Runner(*parts, sampler, (NativeGraphs(*parts, self.native),))
         from quire.worker.graphs import DecodeGraphs, MixedGraphs, Parts
         from quire.worker.sampling.fused import FusedSampler
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,15 +69,31 @@ class Packed:
     layout: int
 
 
+KINDS = ("linear_bf16", "linear_int8", "norm", "store_paged", "attend_paged")
+"""Functions of one job each, in the order of `run_jobs`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call that was made; `wide` says float32."""
+
+    name: str
+    job: ctypes.Structure
+    wide: int
+
+
 class NativeLibrary:
-    """Args:
-    path: what `Build` made.
+    """`on_call` is told of every call of a job, where it is set.
+
+    Args:
+        path: what `Build` made.
 
     Raises:
         OSError: it cannot be loaded, for want of torch's OpenMP for one.
     """
 
     def __init__(self, path: Path) -> None:
+        self.on_call: Callable[[Call], None] | None = None
         _share_openmp()
         self._library = ctypes.CDLL(str(path))
         features = self._library.features()
@@ -113,6 +130,26 @@ class NativeLibrary:
         """Memory that is read again and again, not yet written to: large pages, where the system has them."""
         self._library.advise(_Pointer(tensor.data_ptr()), _Int(tensor.nbytes))
 
+    # ---- calls -----------------------------------------------------------------------------------------------------
+
+    def _call(self, name: str, job: ctypes.Structure, wide: int) -> None:
+        getattr(self._library, name)(ctypes.byref(job), wide)
+        if self.on_call is not None:
+            self.on_call(Call(name, job, wide))
+
+    def sequence(self, calls: Sequence[Call]) -> Callable[[], None]:
+        """One call that repeats all of these in order; their tensors must stay alive."""
+        num = len(calls)
+        kinds = (_Flag * num)(*(KINDS.index(call.name) for call in calls))
+        jobs = (_Pointer * num)(*(ctypes.addressof(call.job) for call in calls))
+        wides = (_Flag * num)(*(call.wide for call in calls))
+        kept = tuple(calls)
+
+        def run() -> None:
+            self._library.run_jobs(kinds, jobs, wides, _Int(len(kept)))
+
+        return run
+
     # ---- weights -----------------------------------------------------------------------------------------------
 
     def pack(self, weight: torch.Tensor, *, gated: bool, int8: bool = False) -> Packed:
@@ -148,10 +185,7 @@ class NativeLibrary:
             weight.layout,
             gate,
         )
-        if weight.scales is None:
-            self._library.linear_bf16(ctypes.byref(job))
-        else:
-            self._library.linear_int8(ctypes.byref(job), _wide(x))
+        self._call("linear_bf16" if weight.scales is None else "linear_int8", job, _wide(x))
         return out
 
     # ---- between the products ----------------------------------------------------------------------------------
@@ -169,7 +203,7 @@ class NativeLibrary:
             size,
             eps,
         )
-        self._library.norm(ctypes.byref(job), _wide(x))
+        self._call("norm", job, _wide(x))
         return out
 
     def most_likely(self, logits: torch.Tensor) -> torch.Tensor:
@@ -183,11 +217,11 @@ class NativeLibrary:
 
     def store(self, job: ctypes.Structure, *, wide: bool) -> None:
         """Norm, turn and write into the cache."""
-        self._library.store_paged(ctypes.byref(job), wide)
+        self._call("store_paged", job, int(wide))
 
     def attend(self, job: ctypes.Structure, *, wide: bool) -> None:
         """Attention over the cache."""
-        self._library.attend_paged(ctypes.byref(job), wide)
+        self._call("attend_paged", job, int(wide))
 
 
 class NativeKernels(PlainKernels):

@@ -77,3 +77,20 @@ extern "C" void advise(void *start, int64_t bytes) {
   const uintptr_t page = 2 << 20, first = ((uintptr_t)start + page - 1) & ~(page - 1);
   if ((uintptr_t)start + bytes > first + page) madvise((void *)first, ((uintptr_t)start + bytes - first) & ~(page - 1), 14);
 }
+
+// Many jobs in one call, in order. Kinds are those of `KINDS` in native.py.
+extern "C" {
+void linear_bf16(const void *, int);
+void linear_int8(const void *, int);
+void store_paged(const void *, int);
+void attend_paged(const void *, int);
+void run_jobs(const int32_t *kinds, const void *const *jobs, const int32_t *wide, int64_t num) {
+  for (int64_t i = 0; i < num; i++) switch (kinds[i]) {
+      case 0: linear_bf16(jobs[i], wide[i]); break;
+      case 1: linear_int8(jobs[i], wide[i]); break;
+      case 2: norm((const Norm *)jobs[i], wide[i]); break;
+      case 3: store_paged(jobs[i], wide[i]); break;
+      case 4: attend_paged(jobs[i], wide[i]); break;
+    }
+}
+}

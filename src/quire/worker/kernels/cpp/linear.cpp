@@ -225,7 +225,7 @@ template <class Kind, class T> static void multiply(const Linear &job) {
 
 #include "tiles.h"
 
-extern "C" void linear_bf16(const Linear *job) {
+extern "C" void linear_bf16(const Linear *job, int) {
 #ifdef TILES
   if (job->rows >= AMX_ROWS && job->in % 32 == 0 && amx_allowed()) return amx_multiply<AmxPairs, bf16>(*job);
 #endif
