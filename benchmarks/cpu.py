@@ -62,6 +62,12 @@ def served(command: list[str], port: int, env: dict[str, str]) -> Iterator[float
         server.wait(timeout=60)
 
 
+def vllm_environment() -> dict[str, str]:
+    """All cores: by itself it leaves one to its server, and computes on one core of two."""
+    cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+    return {"VLLM_CPU_KVCACHE_SPACE": "4", "VLLM_CPU_OMP_THREADS_BIND": cores}
+
+
 def serve_rows(args: argparse.Namespace, model: Path, work: Path) -> list[Row]:
     """Start, output rate and time to first token of each server."""
     quire = [sys.executable, "-m", "quire", "serve", str(model), "--max-model-len", "2048"]
@@ -75,7 +81,7 @@ def serve_rows(args: argparse.Namespace, model: Path, work: Path) -> list[Row]:
         if args.vllm:
             vllm = [args.vllm, "-m", "vllm.entrypoints.cli.main", "serve", str(model), "--max-model-len", "2048"]
             vllm += ["--dtype", "bfloat16", "--no-enable-prefix-caching", "--port", str(args.port)]
-            cases.append(("vLLM CPU", vllm, {"VLLM_CPU_KVCACHE_SPACE": "4"}))
+            cases.append(("vLLM CPU", vllm, vllm_environment()))
         rows = []
         for name, command, env in cases:
             with served(command, args.port, env) as ready:
@@ -98,7 +104,7 @@ def offline_rows(args: argparse.Namespace, model: Path, work: Path) -> list[Row]
         "transformers": run(sys.executable, "transformers_offline.py", model, work, args.rounds),
     }
     if args.vllm:
-        env = {"VLLM_CPU_KVCACHE_SPACE": "4"}
+        env = vllm_environment()
         found["vLLM CPU"] = run(args.vllm, "vllm_offline.py", model, work, args.rounds, env=env)
     if args.llama:
         for kind in ("bf16", "q8_0"):
