@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 
@@ -51,12 +52,12 @@ def scheduler() -> Scheduler:
 def test_a_device_error_ends_the_process_and_nothing_hangs() -> None:
     wire = ScriptedWire(AddRequest(0, pack_ids([1, 2]), SamplingParams()))
     with pytest.raises(RuntimeError, match="the device is gone"):
-        _run_beside_device(ThreadExecutor(BrokenWorker()), scheduler(), wire)
+        _run_beside_device(ThreadExecutor(BrokenWorker()), scheduler(), wire, os.sched_getaffinity(0))
     assert not [t for t in threading.enumerate() if t.name == "quire-engine"]
 
 
 def test_shutdown_returns() -> None:
-    _run_beside_device(ThreadExecutor(BrokenWorker()), scheduler(), ScriptedWire())
+    _run_beside_device(ThreadExecutor(BrokenWorker()), scheduler(), ScriptedWire(), os.sched_getaffinity(0))
 
 
 def test_spare_time_is_used_after_a_moment_of_quiet() -> None:

@@ -44,7 +44,14 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
         Literal["auto", "safetensors", "dummy"],
         Meta(description="Where weights come from; dummy makes random ones from the config alone."),
     ] = "auto"
-    quantization: Annotated[str | None, Meta(description="Quantization scheme; none is built in yet.")] = None
+    quantization: Annotated[
+        Literal["int8"] | None,
+        Meta(description="Make weights smaller while loading; int8: 8-bit weights and activations, on CPUs."),
+    ] = None
+    cpu_kernels: Annotated[
+        Literal["auto", "native", "torch"],
+        Meta(description="On a CPU: native builds C++ kernels once, torch does without; auto builds if it can."),
+    ] = "auto"
     seed: Annotated[int, Meta(description="Seed of dummy weights and of requests that bring none of their own.")] = 0
     enforce_eager: Annotated[bool, Meta(description="Never use CUDA graphs.")] = False
     trust_remote_code: Annotated[
@@ -216,11 +223,6 @@ def _check_offered(config: EngineConfig) -> None:
         raise ConfigError(
             f"--tensor-parallel-size {config.parallel.tensor_parallel_size}: only 1 is supported so far."
             " Use --tensor-parallel-size 1."
-        )
-    if config.model.quantization is not None:
-        raise ConfigError(
-            f"--quantization {config.model.quantization}: no scheme is built in yet."
-            " Leave it out and use a checkpoint in float16, bfloat16 or float32."
         )
     if config.cache.swap_space not in (0, CacheConfig().swap_space):
         warnings.warn(

@@ -15,10 +15,12 @@ from quire.checkpoint import read_facts
 from quire.worker.attention.protocol import AttentionBackend, KVSpec
 from quire.worker.attention.select import select_backend
 from quire.worker.batch import Batch
+from quire.worker.kernels.protocol import Kernels
 from quire.worker.kernels.select import kernels_for
 from quire.worker.layers.build import Build
 from quire.worker.models.load import load_model
 from quire.worker.quantization.none import Unquantized
+from quire.worker.quantization.protocol import Scheme
 
 
 @dataclass
@@ -103,14 +105,16 @@ class Driver:
         block_size: int = 16,
         load_format: str = "auto",
         device: str = "cpu",
+        scheme: Scheme | None = None,
+        kernels: Kernels | None = None,
     ) -> None:
         backend = backend or select_backend(torch.device(device))
         build = Build(
             dtype=dtype,
             device=torch.device(device),
             backend=backend,
-            scheme=Unquantized(),
-            kernels=kernels_for(torch.device(device)),
+            scheme=scheme or Unquantized(),
+            kernels=kernels or kernels_for(torch.device(device)),
         )
         self.model: nn.Module = load_model(folder, read_facts(folder), build, load_format=load_format)
         self.pages = Pages(backend, self.model.kv_specs(), num_blocks, block_size, device=device)

@@ -13,6 +13,7 @@ import torch
 from paged import Pages, Sequence
 
 from quire.worker.attention.cpu_backend import CPUAttention
+from quire.worker.attention.native_backend import NativeAttention
 from quire.worker.attention.pieces import MAX_GATHER_TOKENS, chunk_pieces, decode_pieces
 from quire.worker.attention.protocol import AttentionBackend, AttentionSpec, KVSpec
 from quire.worker.attention.select import BACKENDS, backend_named, select_backend
@@ -20,9 +21,10 @@ from quire.worker.attention.torch_backend import TorchAttention
 from quire.worker.batch import Batch
 
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU here")]
-KINDS = [CPUAttention, TorchAttention]
+KINDS = [CPUAttention, NativeAttention, TorchAttention]
 PLACES = [
     pytest.param(CPUAttention, "cpu", id="cpu"),
+    pytest.param(NativeAttention, "cpu", id="native"),
     pytest.param(TorchAttention, "cpu", id="torch-cpu"),
     pytest.param(TorchAttention, "cuda", id="torch-cuda", marks=gpu),
 ]
@@ -126,6 +128,8 @@ def test_random_mixed_steps(kind: type[AttentionBackend], device: str, seed: int
         soft_cap=rng.choice([None, None, 5.0]),
     )
     dtype, tolerance = rng.choice([(torch.float32, 2e-5), (torch.float64, 1e-9), (torch.bfloat16, 0.06)])
+    if kind is NativeAttention and dtype == torch.float64:
+        dtype, tolerance = torch.float32, 2e-5
     world = World(kind, spec, dtype, seed, device)
     with torch.inference_mode():
         for _ in range(6):

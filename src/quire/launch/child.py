@@ -23,7 +23,9 @@ from quire.engine.scheduler.limits import Limit, LongPromptCap, MixedStep
 from quire.engine.scheduler.policy import POLICIES
 from quire.engine.scheduler.scheduler import Scheduler
 from quire.errors import ConfigError, QuireError, StartupError
+from quire.launch.cores import may_run_on_cpu
 from quire.messages import Progress, Ready, StartFailed
+from quire.worker.kernels import native_build
 
 if TYPE_CHECKING:
     from quire.worker.worker import Worker
@@ -38,6 +40,7 @@ def main() -> None:
     )
     wire = Wire(Path(sys.argv[1]), int(sys.argv[2]))
     config = msgspec.json.decode(_read_line(), type=EngineConfig)
+    cores = os.sched_getaffinity(0)  # before OpenMP binds this thread to one of them
     threading.Thread(target=_die_with_parent, name="quire-lifeline", daemon=True).start()
     try:
         worker, ready = _build_worker(config, wire)
@@ -48,17 +51,18 @@ def main() -> None:
     scheduler = _build_scheduler(config, ready)
     wire.send(ready)
     if worker.device.type == "cpu":
-        _run_beside_device(ThreadExecutor(worker), scheduler, wire)
+        _run_beside_device(ThreadExecutor(worker), scheduler, wire, cores)
     else:
         EngineProcess(EngineCore(scheduler, InlineExecutor(worker)), wire).run()
     wire.close()
 
 
-def _run_beside_device(executor: ThreadExecutor, scheduler: Scheduler, wire: Wire) -> None:
+def _run_beside_device(executor: ThreadExecutor, scheduler: Scheduler, wire: Wire, cores: set[int]) -> None:
     """The loop in a thread, the device in this one; an error in the loop ends the process."""
     errors: list[BaseException] = []
 
     def loop() -> None:
+        os.sched_setaffinity(0, cores)  # not the one core that this thread's maker is bound to
         try:
             EngineProcess(EngineCore(scheduler, executor), wire).run()
         except BaseException as error:  # noqa: BLE001 - raised below, in the main thread
@@ -76,6 +80,8 @@ def _run_beside_device(executor: ThreadExecutor, scheduler: Scheduler, wire: Wir
 
 def _build_worker(config: EngineConfig, wire: Wire) -> tuple[Worker, Ready]:
     started = time.monotonic()
+    if may_run_on_cpu(config) and config.model.cpu_kernels != "torch":
+        native_build.current()  # compiles, if it must, while torch is imported and weights are read
     folder = resolve(config.model.model, config.model.revision, weights=config.model.load_format != "dummy")
     facts = read_facts(folder)
     resolved = time.monotonic()

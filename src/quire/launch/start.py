@@ -15,6 +15,7 @@ import msgspec
 
 from quire.config import EngineConfig
 from quire.frontend.client import Client
+from quire.launch.cores import may_run_on_cpu, openmp_environment
 from quire.messages import Progress
 from quire.version import __version__
 
@@ -46,7 +47,10 @@ async def start_engine(
     folder = Path(tempfile.mkdtemp(prefix="quire-"))  # mode 0700, random name
     package_root = str(Path(__file__).parents[2])
     python_path = os.pathsep.join([package_root, *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**ENVIRONMENT, "TRITON_CACHE_DIR": str(_kernel_cache()), **os.environ, "PYTHONPATH": python_path}
+    environment = {**ENVIRONMENT, "TRITON_CACHE_DIR": str(_kernel_cache())}
+    if may_run_on_cpu(config):
+        environment |= openmp_environment()
+    environment |= {**os.environ, "PYTHONPATH": python_path}
     process = subprocess.Popen(
         [*ENGINE_COMMAND, str(folder), str(num_clients)],
         stdin=subprocess.PIPE,

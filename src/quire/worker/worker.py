@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,11 +17,13 @@ from quire.config import EngineConfig
 from quire.messages import NewRow, StepPlan, pack_ids
 from quire.params import SamplingParams
 from quire.worker.attention.select import select_backend
-from quire.worker.kernels.select import has_triton_kernels, kernels_for
+from quire.worker.kernels.native import NativeLibrary
+from quire.worker.kernels.select import has_triton_kernels, kernels_for, native_library
 from quire.worker.layers.build import Build
 from quire.worker.memory import GpuBudget, KVLayout, allocate_kv, cpu_available_bytes, plan_kv
 from quire.worker.models.load import load_model
-from quire.worker.quantization.none import Unquantized
+from quire.worker.native_graphs import NativeGraphs
+from quire.worker.quantization.select import select_scheme
 from quire.worker.rows import Rows
 from quire.worker.runner import Graphs, Pending, RowSampler, Runner
 from quire.worker.sampling.prompt import LINES, PromptScorer
@@ -69,8 +72,14 @@ class Worker:
         dtype = pick_dtype(config.model.dtype, model_facts.dtype, self.device)
         sizes = pick_sizes(config.scheduler, self.device)
         max_model_len = pick_max_model_len(config.model.max_model_len, model_facts.max_model_len)
-        backend, kernels = select_backend(self.device), kernels_for(self.device)
-        build = Build(dtype=dtype, device=self.device, backend=backend, scheme=Unquantized(), kernels=kernels)
+        native = native_library(self.device, dtype, config.model.cpu_kernels)
+        build = Build(
+            dtype=dtype,
+            device=self.device,
+            backend=select_backend(self.device, native=native is not None),
+            scheme=select_scheme(config.model.quantization, self.device, native),
+            kernels=kernels_for(self.device, native),
+        )
         model = load_model(
             folder,
             model_facts,
@@ -88,7 +97,8 @@ class Worker:
             sizes,
             vocab_size=model_facts.vocab_size,
             block_size=config.cache.block_size,
-            use_graphs=not config.model.enforce_eager and has_triton_kernels(self.device),
+            use_graphs=not config.model.enforce_eager and (native is not None or has_triton_kernels(self.device)),
+            native=native,
         )
         longest = model_facts.max_model_len if max_model_len == -1 else max_model_len
         compiling = time.monotonic()
@@ -111,8 +121,8 @@ class Worker:
             budget.enforce(later_bytes)
         house.run_once(self._runner, max_model_len, smallest=budget is None)
         self.facts = WorkerFacts(
-            device=_device_name(self.device),
-            dtype=str(dtype).removeprefix("torch."),
+            device=_device_name(self.device, native),
+            dtype=_dtype_name(dtype, config.model.quantization),
             weights_bytes=sum(p.numel() * p.element_size() for p in model.parameters()),
             layout=layout,
             sizes=sizes,
@@ -143,16 +153,23 @@ class _House:
     vocab_size: int
     block_size: int
     use_graphs: bool
+    native: NativeLibrary | None
 
     def runner(self, layout: KVLayout, max_model_len: int) -> Runner:
         """A runner with its own KV cache and tables."""
         build, most = self.build, self.sizes.max_num_seqs
         kv = allocate_kv(build.backend, self.model.kv_specs(), layout, build.device)
+        for tensor in kv if self.native is not None else ():
+            self.native.advise(tensor)
         rows = Rows(most, max_model_len, layout.block_size, build.device)
         scorer = PromptScorer(most, self.vocab_size)
         if not has_triton_kernels(build.device):
-            sampler: RowSampler = Sampler(most, self.vocab_size, build.device)
-            return Runner(self.model, build.backend, build.kernels, rows, kv, sampler, scorer)
+            most_likely = build.kernels.most_likely  # plain or native ones, which have it
+            sampler: RowSampler = Sampler(most, self.vocab_size, build.device, most_likely=most_likely)
+            what = (self.model, build.backend, build.kernels, rows, kv)
+            if self.native is None or not self.use_graphs:
+                return Runner(*what, sampler, scorer)
+            return Runner(*what, sampler, scorer, (NativeGraphs(*what, self.native),))
         from quire.worker.graphs import DecodeGraphs, MixedGraphs, Parts
         from quire.worker.sampling.fused import FusedSampler
 
@@ -225,7 +242,14 @@ def _scored(new: NewRow, start: int, max_model_len: int) -> NewRow:
     return NewRow(new.row, new.tokens, num_prompt, new.num_computed, params, new.stop_token_ids)
 
 
-def _device_name(device: torch.device) -> str:
+def _device_name(device: torch.device, native: NativeLibrary | None) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"CPU, {torch.get_num_threads()} threads"
+    bound = os.environ.get("OMP_PLACES")
+    threads = f"{torch.get_num_threads()} threads" + (f" bound to {bound}" if bound else "")
+    return f"CPU, {threads}, {'kernels of torch' if native is None else f'native kernels ({native.summary})'}"
+
+
+def _dtype_name(dtype: torch.dtype, quantization: str | None) -> str:
+    name = str(dtype).removeprefix("torch.")
+    return name if quantization is None else f"{name}, {quantization} weights made at load"

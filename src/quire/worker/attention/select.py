@@ -11,10 +11,11 @@ from quire.worker.kernels.select import has_triton_kernels
 
 BACKENDS = {
     "cpu": "cpu_backend.CPUAttention",
+    "native": "native_backend.NativeAttention",
     "triton": "triton_backend.TritonAttention",
     "torch": "torch_backend.TorchAttention",
 }
-"""Name to module and class; imported when chosen, because only one of them needs triton."""
+"""Name to module and class; imported when chosen, because one of them needs triton."""
 
 
 def backend_named(name: str) -> AttentionBackend:
@@ -24,8 +25,11 @@ def backend_named(name: str) -> AttentionBackend:
     return backend
 
 
-def select_backend(device: torch.device) -> AttentionBackend:
-    """The backend for a device; the reference where none was made for it."""
+def select_backend(device: torch.device, *, native: bool = False) -> AttentionBackend:
+    """The backend for a device; the reference where none was made for it.
+
+    native: the C++ kernels are there, and the model's number format is one of theirs.
+    """
     if device.type == "cpu":
-        return backend_named("cpu")
+        return backend_named("native" if native else "cpu")
     return backend_named("triton" if has_triton_kernels(device) else "torch")

@@ -51,6 +51,10 @@ class PlainKernels:
         gate, up = x.chunk(2, dim=-1)
         return ACTIVATIONS[kind](gate).mul_(up)
 
+    def most_likely(self, logits: torch.Tensor) -> torch.Tensor:
+        """[rows]; the first of equal ones. On a CPU `max` is several times faster than `argmax`, most so in 16 bits."""
+        return logits.max(dim=1).indices
+
     def turns(
         self, positions: torch.Tensor, frequency: torch.Tensor, scale: float, dtype: torch.dtype
     ) -> tuple[torch.Tensor, torch.Tensor]:

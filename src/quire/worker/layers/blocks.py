@@ -149,7 +149,7 @@ class GatedMLP(nn.Module):
     def __init__(self, shape: Shape, build: Build, *, bias: bool = False) -> None:
         super().__init__()
         width = shape.intermediate_size
-        self.gate_up_proj = Linear(shape.hidden_size, (width, width), build, bias=bias)
+        self.gate_up_proj = Linear(shape.hidden_size, (width, width), build, bias=bias, is_gated=True)
         self.down_proj = Linear(width, (shape.hidden_size,), build, bias=bias, cut=1)
         self.activation = ACTIVATIONS[shape.activation]
 

@@ -24,12 +24,26 @@ class Embedding(nn.Module):
 
 
 class TiedHead(nn.Module):
-    """Logits by the embedding's own matrix: no parameter of its own, the same storage."""
+    """Logits by the embedding's own matrix: a linear layer, to its scheme, whose weight another has filled.
+
+    It shares the storage, unless its scheme wants the matrix in another form to multiply by.
+    """
+
+    cut = 0
+    has_bias = is_gated = False
 
     def __init__(self, embedding: Embedding, build: Build) -> None:
         super().__init__()
-        self._kernels = build.kernels
-        self._shared = (embedding,)  # in a tuple, so that it is not a submodule here as well
+        vocab_size, self.in_features = embedding.weight.shape
+        self.out_parts = (vocab_size,)
+        self.dtype, self.device, self.kernels = build.dtype, build.device, build.kernels
+        self._scheme = build.scheme
+        self.weight = embedding.weight.detach()  # not a parameter: the loader fills the embedding's
+        self.bias = None
+
+    def finish(self) -> None:
+        """Called by the loader when the embedding is filled."""
+        self._scheme.finish(self)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:  # [n, hidden] -> [n, vocab]
-        return self._kernels.linear(hidden, self._shared[0].weight, None)
+        return self._scheme.apply(self, hidden)

@@ -17,16 +17,25 @@ class Linear(nn.Module):
         in_features: width of the input.
         out_parts: width of each fused output; a plain projection has one.
         cut: how several devices would share it: 0 by outputs (each its heads), 1 by inputs (sums follow).
+        is_gated: it is a gate and an up projection, which `gated` multiplies together.
     """
 
     def __init__(
-        self, in_features: int, out_parts: tuple[int, ...], build: Build, *, bias: bool = False, cut: int = 0
+        self,
+        in_features: int,
+        out_parts: tuple[int, ...],
+        build: Build,
+        *,
+        bias: bool = False,
+        cut: int = 0,
+        is_gated: bool = False,
     ) -> None:
         super().__init__()
         self.in_features = in_features
         self.out_parts = out_parts
         self.has_bias = bias
         self.cut = cut
+        self.is_gated = is_gated
         self.dtype = build.dtype
         self.device = build.device
         self.kernels = build.kernels

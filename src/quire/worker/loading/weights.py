@@ -6,6 +6,7 @@ Everything that can be wrong with a checkpoint is found from its headers, before
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,14 +26,15 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class _Move:
-    """One tensor of a file and the view that it fills; None is skipped."""
+    """One tensor of a file and what it fills; None is skipped."""
 
     entry: Entry
-    view: torch.Tensor | None
+    target: Target | None
 
 
 def fill_from_files(model: nn.Module, rules: tuple[Rule, ...], folder: Path, progress: Progress) -> None:
-    """Stream a checkpoint's safetensors into the model, casting to the parameters' number format.
+    """Stream a checkpoint's safetensors into the model, casting to the parameters' number format, and finish each
+    layer as soon as it is full: a scheme that makes weights smaller never meets all of them in full size.
 
     Raises:
         ConfigError, StartupError: no weights, broken files, tensors missing, unknown or of another shape.
@@ -47,14 +49,19 @@ def fill_from_files(model: nn.Module, rules: tuple[Rule, ...], folder: Path, pro
         progress(done, total)
 
     progress(0, total)
+    left = Counter(_owner(move.target) for moves in plan.values() for move in moves if move.target)
     with torch.no_grad():
         for path, moves in plan.items():
             with TensorFile(path) as file:
-                for entry, view in ((move.entry, move.view) for move in moves):
-                    if view is None:
+                for entry, target in ((move.entry, move.target) for move in moves):
+                    if target is None:
                         advance(entry.end - entry.start)
-                    else:
-                        file.copy(entry, view, advance)
+                        continue
+                    file.copy(entry, _place(model.get_parameter(target.name), target), advance)
+                    left[_owner(target)] -= 1
+                    if left[_owner(target)] == 0:
+                        _finish(model.get_submodule(_owner(target)))
+    _finish_sharing(model, set(left))
 
 
 def fill_with_random(model: nn.Module, seed: int) -> None:
@@ -62,21 +69,43 @@ def fill_with_random(model: nn.Module, seed: int) -> None:
 
     Each parameter has its own stream, keyed by seed and name: the same on every run of one device type.
     """
+    full = set()
     with torch.no_grad():
-        for name, param in model.named_parameters():
-            if param.dim() > 1:
-                generator = torch.Generator(param.device).manual_seed(zlib.crc32(f"{seed}:{name}".encode()))
-                param.normal_(0.0, 0.02, generator=generator)
-            else:
-                param.fill_(0.0 if name.endswith("bias") else 1.0)
+        for owner, module in model.named_modules():
+            for name, param in module.named_parameters(owner, recurse=False):
+                if param.dim() > 1:
+                    generator = torch.Generator(param.device).manual_seed(zlib.crc32(f"{seed}:{name}".encode()))
+                    param.normal_(0.0, 0.02, generator=generator)
+                else:
+                    param.fill_(0.0 if name.endswith("bias") else 1.0)
+                full.add(owner)
+            if owner in full:
+                _finish(module)
+    _finish_sharing(model, full)
 
 
-def finish(model: nn.Module) -> None:
-    """Tell every layer that its parameters are filled."""
-    for module in model.modules():
-        done = getattr(module, "finish", None)
-        if done is not None:
-            done()
+def _finish(module: nn.Module) -> None:
+    """Tell a layer that its parameters are filled."""
+    done = getattr(module, "finish", None)
+    if done is not None:
+        done()
+
+
+def _finish_sharing(model: nn.Module, finished: set[str]) -> None:
+    """The layers that have no parameters of their own."""
+    for name, module in model.named_modules():
+        if name not in finished:
+            _finish(module)
+
+
+def _owner(target: Target) -> str:
+    """The module that has the parameter."""
+    return target.name.rpartition(".")[0]
+
+
+def _place(param: torch.Tensor, target: Target) -> torch.Tensor:
+    """The part of the parameter that a tensor fills."""
+    return shard_of(param).part(param.detach(), target.part)
 
 
 def _plan(
@@ -92,13 +121,13 @@ def _plan(
         if target is not None and target.name not in params:
             unexpected.append(entry.name)
             continue
-        view = None if target is None else _view(params[target.name], target, entry, path)
         if target is not None:
+            _check(params[target.name], target, entry, path)
             seen = filled[target.name]
             if target.part in seen or None in seen or (target.part is None and seen):
                 raise StartupError(f"{path}: tensor {entry.name!r} fills {target.name} for the second time.")
             seen.add(target.part)
-        plan[path].append(_Move(entry, view))
+        plan[path].append(_Move(entry, target))
     missing = _missing(params, filled, rules)
     if missing:
         raise StartupError(f"{folder}: the weights lack {_listed(missing)}{_and_has(unexpected)}.")
@@ -107,9 +136,9 @@ def _plan(
     return plan
 
 
-def _view(param: torch.Tensor, target: Target, entry: Entry, path: Path) -> torch.Tensor:
-    """The part of the parameter that a tensor fills."""
-    view = shard_of(param).part(param.detach(), target.part)
+def _check(param: torch.Tensor, target: Target, entry: Entry, path: Path) -> None:
+    """Whether a tensor can fill its part of the parameter."""
+    view = _place(param, target)
     if tuple(view.shape) != entry.shape:
         raise StartupError(
             f"{path}: tensor {entry.name!r} has shape {list(entry.shape)}, config.json makes it {list(view.shape)}."
@@ -121,7 +150,6 @@ def _view(param: torch.Tensor, target: Target, entry: Entry, path: Path) -> torc
             f"{path}: tensor {entry.name!r} holds {entry.dtype}, which cannot become {str(param.dtype)[6:]};"
             " is the checkpoint quantized?"
         )
-    return view
 
 
 def _missing(params: dict[str, nn.Parameter], filled: dict[str, set[int | None]], rules: Iterable[Rule]) -> list[str]:

@@ -10,7 +10,7 @@ from torch import nn
 from quire.checkpoint import ModelFacts
 from quire.errors import ConfigError
 from quire.worker.layers.build import Build
-from quire.worker.loading.weights import fill_from_files, fill_with_random, finish
+from quire.worker.loading.weights import fill_from_files, fill_with_random
 from quire.worker.models.registry import build_model
 
 
@@ -45,5 +45,4 @@ def load_model(
         fill_with_random(model, seed)
     else:
         fill_from_files(model, model.weight_map(), folder, progress)
-    finish(model)
     return model

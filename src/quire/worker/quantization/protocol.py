@@ -37,11 +37,13 @@ class Scheme(Protocol):
         """Give the layer its empty parameters, each made by `parameter`.
 
         The layer says what they are for: in_features, out_parts (widths of the fused outputs), has_bias, dtype (of
-        the activations), device, kernels, and cut, the dimension of [out, in] along which several devices share it.
+        the activations), device, kernels, is_gated (a gate and an up projection), and cut, the dimension of
+        [out, in] along which several devices share it.
         """
 
     def finish(self, layer: nn.Module) -> None:
-        """Called once, when every parameter is filled: bring them into the form that `apply` wants."""
+        """Called once, when the layer's parameters are filled, before others are: bring them into the form that
+        `apply` wants. A layer that shares another's weight has had no `params`, only a plain tensor `weight`."""
 
     def apply(self, layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
         """x [..., in] to [..., out], bias included."""

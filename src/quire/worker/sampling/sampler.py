@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from quire.messages import NewRow
+from quire.worker.kernels.plain import PlainKernels
 from quire.worker.sampling.draw import draw, uniform
 from quire.worker.sampling.logprobs import LogprobTensors, gather_logprobs
 from quire.worker.sampling.mask import apply_masks
@@ -17,6 +19,8 @@ from quire.worker.sampling.protocol import Column, SamplingBatch, Stage
 from quire.worker.sampling.truncate import MinP, Temperature, TopKTopP
 from quire.worker.sampling.words import AllowedTokens, BadWords, TokenBias
 from quire.worker.transfer import upload
+
+PLAIN = PlainKernels()
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +55,20 @@ class Sampler:
         num_rows: most requests that run at once.
         vocab_size: columns of the logits.
         stages: what may change logits before the draw.
+        most_likely: logits [rows, vocab] to the index of the largest of each row.
     """
 
     def __init__(
-        self, num_rows: int, vocab_size: int, device: torch.device, stages: tuple[Stage, ...] | None = None
+        self,
+        num_rows: int,
+        vocab_size: int,
+        device: torch.device,
+        stages: tuple[Stage, ...] | None = None,
+        most_likely: Callable[[torch.Tensor], torch.Tensor] = PLAIN.most_likely,
     ) -> None:
         self._stages = default_stages(num_rows, vocab_size, device) if stages is None else stages
         self._vocab_size = vocab_size
+        self._most_likely = most_likely
         self._active = np.zeros((num_rows, len(self._stages)), dtype=bool)
         self._random = np.zeros(num_rows, dtype=bool)
         self._num_logprobs = np.full(num_rows, -1)
@@ -86,7 +97,7 @@ class Sampler:
         if stages or batch.masks or random.any():
             token_ids = self._choose(self._change(raw_logits, batch, stages), batch, random)
         else:
-            token_ids = most_likely(raw_logits)
+            token_ids = self._most_likely(raw_logits)
         for stage in stages:
             stage.observe(batch, token_ids)
         wanted = tuple((i, int(most)) for i, most in enumerate(self._num_logprobs[rows]) if most >= 0)
@@ -108,14 +119,9 @@ class Sampler:
     def _choose(self, logits: torch.Tensor, batch: SamplingBatch, random: np.ndarray) -> torch.Tensor:
         """Greedy rows take the largest, random rows draw; neither costs anything if nobody wants it."""
         if not random.any():
-            return most_likely(logits)
+            return self._most_likely(logits)
         drawn = draw(logits, uniform(self._seeds.of(batch.rows), batch.positions))
         if random.all():
             return drawn
         greedy = upload(torch.from_numpy(~random), logits.device)
-        return torch.where(greedy, most_likely(logits), drawn)
-
-
-def most_likely(logits: torch.Tensor) -> torch.Tensor:
-    """[rows]; the first of equal ones. On a CPU `max` is several times faster than `argmax`, in 16 bits above all."""
-    return logits.max(dim=1).indices
+        return torch.where(greedy, self._most_likely(logits), drawn)

@@ -1,0 +1,276 @@
+"""Quire on a CPU beside its peers, in one run: offline, one stream, a streaming server, start, how steps grow.
+
+    pip install '.[test,bench]'
+    python benchmarks/cpu.py [--vllm PYTHON] [--llama PYTHON] [--out benchmarks/results/cpu]
+
+Every engine loads the same random checkpoints, which transformers wrote (`cpu_parts/models.py`); each runs in a process
+of its own, one after the other, with the same greedy requests and end tokens ignored. `--vllm` and `--llama` name the
+Python of an environment that holds vLLM's CPU build, and llama-cpp-python with the gguf package; without them those
+rows are left out. A machine that does something else at the same time gives no figures: the load is printed with them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+PARTS = Path(__file__).parent / "cpu_parts"
+SMALL, LARGE = "llama-125m", "qwen3-600m"
+MANY, MANY_LEN, ONE_LEN, PROMPT_LEN, CONCURRENCY = 64, 64, 128, 128, 16
+Row = tuple[str, ...]
+
+
+def run(python: str, script: str, *arguments: object, env: dict[str, str] | None = None) -> dict[str, Any]:
+    """What a script of `cpu_parts` reports; its errors are shown."""
+    command = [python, "-W", "ignore", str(PARTS / script), *map(str, arguments)]
+    done = subprocess.run(command, env={**os.environ, **(env or {})}, capture_output=True, text=True, check=False)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    if not lines:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
+    print(f"{script} {' '.join(map(str, arguments))}: done, load {os.getloadavg()[0]:.1f}", flush=True)
+    return json.loads(lines[-1].removeprefix("RESULT "))
+
+
+@contextlib.contextmanager
+def served(command: list[str], port: int, env: dict[str, str]) -> Iterator[float]:
+    """A server while it runs; yields the seconds from exec to its first healthy answer."""
+    start = time.perf_counter()
+    server = subprocess.Popen(command, env={**os.environ, **env}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while True:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2).close()
+                break
+            except OSError:
+                if server.poll() is not None:
+                    raise SystemExit(f"{' '.join(command)} ended") from None
+                time.sleep(0.02)
+        yield time.perf_counter() - start
+    finally:
+        server.terminate()
+        server.wait(timeout=60)
+
+
+def vllm_environment() -> dict[str, str]:
+    """All cores: by itself it leaves one to its server, and computes on one core of two."""
+    cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+    return {"VLLM_CPU_KVCACHE_SPACE": "4", "VLLM_CPU_OMP_THREADS_BIND": cores}
+
+
+def serve_rows(args: argparse.Namespace, model: Path, work: Path) -> list[Row]:
+    """Start, output rate and time to first token of each server."""
+    quire = [sys.executable, "-m", "quire", "serve", str(model), "--max-model-len", "2048"]
+    quire += ["--no-enable-prefix-caching", "--port", str(args.port)]
+    with tempfile.TemporaryDirectory() as empty:
+        cases = [
+            ("quire, first start", quire, {"XDG_CACHE_HOME": empty}),
+            ("quire", quire, {}),
+            ("quire, int8", [*quire, "--quantization", "int8"], {}),
+        ]
+        if args.vllm:
+            vllm = [args.vllm, "-m", "vllm.entrypoints.cli.main", "serve", str(model), "--max-model-len", "2048"]
+            vllm += ["--dtype", "bfloat16", "--no-enable-prefix-caching", "--port", str(args.port)]
+            cases.append(("vLLM CPU", vllm, vllm_environment()))
+        rows = []
+        for name, command, env in cases:
+            with served(command, args.port, env) as ready:
+                url = f"http://127.0.0.1:{args.port}/v1"
+                found = run(sys.executable, "load.py", url, model, work, CONCURRENCY, args.rounds)["rounds"]
+            rate, ttft = max(r["out_tok_s"] for r in found), min(r["ttft"] for r in found)
+            tpot = min(r["tpot"] for r in found)
+            rows.append((name, f"{ready:.1f}", f"{rate:,.0f}", f"{ttft * 1e3:,.0f}", f"{tpot * 1e3:.1f}"))
+    return rows
+
+
+def offline_rows(args: argparse.Namespace, model: Path, work: Path) -> list[Row]:
+    """All prompts together, and one stream."""
+    found = {
+        "quire": run(sys.executable, "quire_offline.py", model, work, args.rounds),
+        "quire, kernels of torch": run(
+            sys.executable, "quire_offline.py", model, work, args.rounds, "cpu_kernels=torch"
+        ),
+        "quire, int8": run(sys.executable, "quire_offline.py", model, work, args.rounds, "quantization=int8"),
+        "transformers": run(sys.executable, "transformers_offline.py", model, work, args.rounds),
+    }
+    if args.vllm:
+        env = vllm_environment()
+        found["vLLM CPU"] = run(args.vllm, "vllm_offline.py", model, work, args.rounds, env=env)
+    if args.llama:
+        for kind in ("bf16", "q8_0"):
+            arguments = (model, model / f"{kind}.gguf", kind, work, args.rounds)
+            found[f"llama.cpp {kind}"] = run(args.llama, "llama_cpp_stream.py", *arguments)
+    rows = []
+    for name, result in found.items():
+        many = f"{MANY * (PROMPT_LEN + MANY_LEN) / min(result['many']):,.0f}" if "many" in result else "-"
+        rows.append((f"{name} ({result['version']})", many, f"{ONE_LEN / min(result['one']):.1f}"))
+    return rows
+
+
+def one_stream_rows(args: argparse.Namespace, model: Path, work: Path) -> list[Row]:
+    """The larger shape, one stream, prompt included."""
+    found = {
+        "quire": run(sys.executable, "quire_offline.py", model, work, args.rounds),
+        "quire, int8": run(sys.executable, "quire_offline.py", model, work, args.rounds, "quantization=int8"),
+    }
+    for kind in ("bf16", "q8_0") if args.llama else ():
+        arguments = (model, model / f"{kind}.gguf", kind, work, args.rounds)
+        found[f"llama.cpp {kind}"] = run(args.llama, "llama_cpp_stream.py", *arguments)
+    return [(name, f"{ONE_LEN / min(result['one']):.1f}") for name, result in found.items()]
+
+
+def step_rows(steps: dict[str, dict[str, Any]], models: Path) -> list[Row]:
+    """Decode of one request against the time that reading the weights takes at the measured bandwidth."""
+    rows = []
+    for name, result in steps.items():
+        config = json.loads((models / name.split(",")[0] / "config.json").read_text())
+        embedding = 2 * config["vocab_size"] * config["hidden_size"]  # bytes; looked up, not read through
+        read = result["weights_bytes"] - embedding
+        floor = result["machine"]["read_gb_s"] * 1e9 / read
+        rate = 1 / result["batches"][0]["step"]
+        prompt = max(case["prompt_tok_s"] for case in (*result["batches"], *result["contexts"]))
+        rows.append((name, f"{read / 1e6:.0f}", f"{rate:.1f}", f"{floor:.1f}", f"{rate / floor:.0%}", f"{prompt:,.0f}"))
+    return rows
+
+
+def table(head: Row, rows: list[Row]) -> str:
+    """Markdown."""
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def draw(steps: dict[str, dict[str, Any]], out: Path) -> None:
+    """Two plots: throughput by batch, and by context."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    for key, label, name in (
+        ("batches", "requests at once (128 tokens each)", "batch"),
+        ("contexts", "tokens of context, one request", "context"),
+    ):
+        figure, axis = pyplot.subplots(figsize=(6, 4))
+        for model, result in steps.items():
+            x = [case["requests" if key == "batches" else "context"] for case in result[key]]
+            axis.plot(x, [case["requests"] / case["step"] for case in result[key]], marker="o", label=model)
+        axis.set(xscale="log", yscale="log", xlabel=label, ylabel="output tokens per second")
+        axis.set_xticks(x, [str(n) for n in x])
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+        axis.legend()
+        figure.tight_layout()
+        figure.savefig(out / f"{name}.png", dpi=120)
+
+
+def report(args: argparse.Namespace, models: Path) -> str:
+    """Run everything; the page."""
+    work = models / "prompts.json"
+    sys.path.append(str(PARTS))
+    from models import prompts
+
+    threads = len(os.sched_getaffinity(0))
+    sizes = {"many": prompts(MANY, PROMPT_LEN), "many_len": MANY_LEN, "one_len": ONE_LEN, "threads": threads}
+    work.write_text(json.dumps(sizes))
+    alone = models / "prompt.json"
+    alone.write_text(json.dumps({**sizes, "many": sizes["many"][:1], "many_len": 8}))
+    before = os.getloadavg()[0]
+    steps = {
+        name: run(sys.executable, "steps.py", models / name.split(",")[0], *flags)
+        for name, flags in (
+            (SMALL, ()),
+            (f"{SMALL}, int8", ("--quantization", "int8")),
+            (LARGE, ("--batches", "1,2,4,8,16,32,64")),
+            (f"{LARGE}, int8", ("--quantization", "int8", "--batches", "1,2,4,8,16,32,64")),
+        )
+    }
+    machine = {key: max(s["machine"][key] for s in steps.values()) for key in ("read_gb_s", "bf16_gflop_s")}
+    for result in steps.values():
+        result["machine"] = machine
+    offline = offline_rows(args, models / SMALL, work)
+    larger = one_stream_rows(args, models / LARGE, alone)
+    servers = serve_rows(args, models / SMALL, work)
+    draw(steps, args.out)
+    (args.out / "steps.json").write_text(json.dumps(steps, indent=1))
+    return PAGE.format(
+        machine=f"{_processor()}, {threads} cores; reads {machine['read_gb_s']:.1f} GB/s, bf16 products"
+        f" {machine['bf16_gflop_s']:,.0f} GFLOP/s (oneDNN's best). {next(iter(steps.values()))['device']}.",
+        load=f"Load of the machine before the run {before:.1f}, after it {os.getloadavg()[0]:.1f}.",
+        offline=table(("engine", "64 prompts, total tok/s", "one stream, output tok/s"), offline),
+        larger=table(("engine", "one stream, output tok/s"), larger),
+        servers=table(("server", "exec to ready, s", "output tok/s", "TTFT p50, ms", "TPOT p50, ms"), servers),
+        steps=table(
+            ("worker", "weights read, MB", "decode tok/s", "floor", "share of bandwidth", "best prompt tok/s"),
+            step_rows(steps, models),
+        ),
+        python=platform.python_version(),
+        rounds=args.rounds,
+    )
+
+
+PAGE = """# On a CPU
+
+{machine}
+{load} Best of {rounds} rounds, each engine in its own process, one after the other; Python {python}.
+
+## 125 M Llama shape, bf16: 64 prompts of 128 tokens with 64 new ones; one stream of 128 with 128
+
+{offline}
+
+## The same shape behind a server: 64 streaming requests, 16 at once, the client on the same cores
+
+{servers}
+
+## Qwen3-0.6B shape, one stream of 128 tokens with 128 new ones
+
+{larger}
+
+## The worker alone: one request, against the time that reading its weights takes
+
+{steps}
+
+![throughput by batch](batch.png) ![throughput by context](context.png)
+
+Command: `python benchmarks/cpu.py --vllm PYTHON --llama PYTHON`
+"""
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--vllm", help="the Python of an environment with vLLM's CPU build")
+    parser.add_argument("--llama", help="the Python of an environment with llama-cpp-python and gguf")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "cpu")
+    parser.add_argument("--models", type=Path, help="where the checkpoints are kept; default: a folder for this run")
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--port", type=int, default=8231)
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        models = args.models or Path(folder)
+        models.mkdir(parents=True, exist_ok=True)
+        subprocess.run([sys.executable, "-W", "ignore", str(PARTS / "models.py"), str(models)], check=True)
+        page = report(args, models)
+    print(page)
+    (args.out / "README.md").write_text(page)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+// What stands between the products: norms with the residual sum, and the gate.
+
+#include "lanes.h"
+
+struct Norm {
+  const void *x, *weight;  // [rows, size], [size]
+  void *residual;          // [rows, size] or null: x is added to it in place, and the sum is normalised
+  void *out;
+  int64_t rows, size;
+  float eps;
+};
+
+template <class T> static void norm_rows(const Norm &job) {
+  const int64_t size = job.size, whole = size / LANES * LANES;
+  const T *weight = (const T *)job.weight;
+#pragma omp parallel for schedule(static) if (job.rows > 7)
+  for (int64_t row = 0; row < job.rows; row++) {
+    const T *x = (const T *)job.x + row * size;
+    T *out = (T *)job.out + row * size;
+    f32x16 squares = {};
+    float rest = 0;
+    if (job.residual) {
+      T *total = (T *)job.residual + row * size;
+      for (int64_t i = 0; i < whole; i += LANES) {
+        put(total + i, get(total + i) + get(x + i));
+        f32x16 value = get(total + i);
+        squares += value * value;
+      }
+      for (int64_t i = whole; i < size; i++) {
+        put_one(total + i, number(total[i]) + number(x[i]));
+        rest += number(total[i]) * number(total[i]);
+      }
+      x = total;
+    } else {
+      for (int64_t i = 0; i < whole; i += LANES) squares += get(x + i) * get(x + i);
+      for (int64_t i = whole; i < size; i++) rest += number(x[i]) * number(x[i]);
+    }
+    float inverse = 1 / __builtin_sqrtf((sum(squares) + rest) / size + job.eps);
+    for (int64_t i = 0; i < whole; i += LANES) {
+      put(out + i, get(x + i) * inverse);  // rounded to the number format before the weight, as the model was trained
+      put(out + i, get(out + i) * get(weight + i));
+    }
+    for (int64_t i = whole; i < size; i++) {
+      put_one(out + i, number(x[i]) * inverse);
+      put_one(out + i, number(out[i]) * number(weight[i]));
+    }
+  }
+}
+extern "C" void norm(const Norm *job, int wide) {
+  if (wide) norm_rows<float>(*job);
+  else norm_rows<bf16>(*job);
+}
+
+// The first of the largest of each row. [rows, size] -> [rows]; NaN is never chosen unless there is nothing else.
+template <class T> static void first_largest(const T *x, int64_t *out, int64_t rows, int64_t size) {
+  const int64_t whole = size / LANES * LANES;
+#pragma omp parallel for schedule(static)
+  for (int64_t row = 0; row < rows; row++) {
+    const T *line = x + row * size;
+    f32x16 top = splat(-__builtin_inff());
+    for (int64_t i = 0; i < whole; i += LANES) top = largest(get(line + i), top);
+    float peak = largest(top);
+    for (int64_t i = whole; i < size; i++) peak = number(line[i]) > peak ? number(line[i]) : peak;
+    int64_t at = 0;
+    while (at < size - 1 && number(line[at]) != peak) at++;
+    out[row] = number(line[at]) == peak ? at : 0;
+  }
+}
+extern "C" void most_likely(const void *x, int64_t *out, int64_t rows, int64_t size, int wide) {
+  if (wide) first_largest((const float *)x, out, rows, size);
+  else first_largest((const bf16 *)x, out, rows, size);
+}
+
+// Ask for large pages under memory that will be read through again and again.
+extern "C" int madvise(void *, size_t, int);
+extern "C" void advise(void *start, int64_t bytes) {
+  const uintptr_t page = 2 << 20, first = ((uintptr_t)start + page - 1) & ~(page - 1);
+  if ((uintptr_t)start + bytes > first + page) madvise((void *)first, ((uintptr_t)start + bytes - first) & ~(page - 1), 14);
+}
+
+// Many jobs in one call, in order. Kinds are those of `KINDS` in native.py.
+extern "C" {
+void linear_bf16(const void *, int);
+void linear_int8(const void *, int);
+void store_paged(const void *, int);
+void attend_paged(const void *, int);
+void run_jobs(const int32_t *kinds, const void *const *jobs, const int32_t *wide, int64_t num) {
+  for (int64_t i = 0; i < num; i++) switch (kinds[i]) {
+      case 0: linear_bf16(jobs[i], wide[i]); break;
+      case 1: linear_int8(jobs[i], wide[i]); break;
+      case 2: norm((const Norm *)jobs[i], wide[i]); break;
+      case 3: store_paged(jobs[i], wide[i]); break;
+      case 4: attend_paged(jobs[i], wide[i]); break;
+    }
+}
+}

@@ -1,0 +1,67 @@
+"""Repeated steps on a CPU give what steps run one by one give, whatever rows come and go."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from quire.checkpoint import read_facts
+from quire.config import build_engine_config
+from quire.demo import model_path
+from quire.messages import NewBlocks, NewRow, StepPlan, StepResult, pack_ids
+from quire.params import SamplingParams
+from quire.worker.native_graphs import SIZES, NativeGraphs
+from quire.worker.worker import Worker
+
+PROMPT, STEPS, BLOCK, ROWS = 20, 25, 16, 18
+
+
+def worker(**settings: object) -> Worker:
+    values = {"model": str(model_path()), "max_model_len": 128, "num_gpu_blocks_override": 400, "max_num_seqs": ROWS}
+    config = build_engine_config({**values, **settings})
+    return Worker(config, model_path(), read_facts(model_path()), lambda *_: None)
+
+
+def plans(seed: int) -> list[StepPlan]:
+    """All rows read a prompt, then some of them decode in each step, in any order."""
+    rng = random.Random(seed)
+    params = SamplingParams(temperature=0, logprobs=3)
+    rows = list(range(ROWS))
+    new = [NewRow(row, pack_ids([rng.randrange(5, 90) for _ in range(PROMPT)]), PROMPT, 0, params, []) for row in rows]
+    per_row = 128 // BLOCK
+    blocks = [NewBlocks(row, 0, list(range(1 + row * per_row, 1 + (row + 1) * per_row))) for row in rows]
+    made = [StepPlan(0, new, blocks, rows, [0] * ROWS, [PROMPT] * ROWS, rows)]
+    lens = [PROMPT] * ROWS
+    for step in range(1, STEPS):
+        chosen = rng.sample(rows, rng.choice([1, 1, 2, 3, 5, 8, 11, 16, 18]))
+        made.append(
+            StepPlan(step, [], [], chosen, [lens[r] for r in chosen], [1] * len(chosen), list(range(len(chosen))))
+        )
+        for row in chosen:
+            lens[row] += 1
+    return made
+
+
+def run(one: Worker, steps: list[StepPlan]) -> list[StepResult]:
+    results = []
+    for plan in steps:
+        one.forward(plan)
+        results.append(one.sample(plan, {}).wait())
+    return results
+
+
+@pytest.mark.parametrize("settings", [{"dtype": "float32"}, {}, {"quantization": "int8"}, {"cpu_kernels": "torch"}])
+def test_repeated_steps_are_those_run_one_by_one(settings: dict[str, str]) -> None:
+    repeating, plain = worker(**settings), worker(**settings, enforce_eager=True)
+    graphs = repeating._runner.graphs
+    assert len(graphs) == (settings.get("cpu_kernels") != "torch")
+    assert plain._runner.graphs == ()
+    for seed in range(2):
+        for found, expected in zip(run(repeating, plans(seed)), run(plain, plans(seed)), strict=True):
+            assert found.token_ids == expected.token_ids
+            for sample, logprobs in expected.logprobs.items():
+                assert found.logprobs[sample].logprobs == pytest.approx(logprobs.logprobs, abs=1e-4)
+    if graphs:
+        assert isinstance(graphs[0], NativeGraphs)
+        assert set(graphs[0]._programs) == set(SIZES)
