@@ -129,3 +129,23 @@ def test_a_backlog_is_joined() -> None:
         TokenOutput(2, [6, 7], "error", error="lost"),
         TokenOutput(3, [8]),
     ]
+
+
+def test_a_backlog_keeps_every_field() -> None:
+    """Whatever field messages get, joining two of them loses nothing."""
+    entry = [TokenLogprobs([1], [-1.0], 1)]
+    values = {
+        "id": 1,
+        "token_ids": [5],
+        "finish_reason": "stop",
+        "num_cached_tokens": 3,
+        "logprobs": entry,
+        "queued_s": 0.5,
+        "error": "lost",
+        "prompt_logprobs": entry,
+    }
+    assert set(values) == set(TokenOutput.__struct_fields__), "a new field needs a place here, and in `joined`"
+    full, empty, stats = TokenOutput(**values), TokenOutput(1, []), EngineStats()  # type: ignore[arg-type]
+    assert list(joined([Outputs([empty], stats), Outputs([full], stats)])) == [full]
+    [twice] = joined([Outputs([full], stats), Outputs([full], stats)])
+    assert twice.token_ids == [5, 5] and twice.logprobs == twice.prompt_logprobs == entry * 2

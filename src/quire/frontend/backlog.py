@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from quire.messages import Outputs, TokenOutput
+from quire.messages import Outputs, TokenLogprobs, TokenOutput
 
 
 def joined(messages: Sequence[Outputs]) -> Iterable[TokenOutput]:
@@ -18,15 +18,17 @@ def joined(messages: Sequence[Outputs]) -> Iterable[TokenOutput]:
 
 
 def _both(earlier: TokenOutput, later: TokenOutput) -> TokenOutput:
-    logprobs = earlier.logprobs
-    if later.logprobs is not None:
-        logprobs = [*(logprobs or ()), *later.logprobs]
     return TokenOutput(
-        later.id,
-        earlier.token_ids + later.token_ids,
-        later.finish_reason,
-        max(earlier.num_cached_tokens, later.num_cached_tokens),
-        logprobs,
-        earlier.queued_s,  # sent with the first output only
-        later.error,
+        id=later.id,
+        token_ids=earlier.token_ids + later.token_ids,
+        finish_reason=later.finish_reason,
+        num_cached_tokens=max(earlier.num_cached_tokens, later.num_cached_tokens),
+        logprobs=_chained(earlier.logprobs, later.logprobs),
+        queued_s=earlier.queued_s or later.queued_s,  # sent with the first token only
+        error=later.error,
+        prompt_logprobs=_chained(earlier.prompt_logprobs, later.prompt_logprobs),
     )
+
+
+def _chained(earlier: list[TokenLogprobs] | None, later: list[TokenLogprobs] | None) -> list[TokenLogprobs] | None:
+    return earlier if later is None else [*(earlier or ()), *later]
