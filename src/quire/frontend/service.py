@@ -119,7 +119,7 @@ class TextService:
         self.client = client
         self.default_sampling = _default_sampling(facts.sampling if use_generation_config else {})
         self.default_max_tokens = _whole(facts.sampling.get("max_new_tokens")) if use_generation_config else None
-        self.end_token_ids = tuple(facts.eos_token_ids) or _tokenizers_own_end(tokenizer)
+        self.end_token_ids = tuple(facts.eos_token_ids) or tokenizer.end_token_ids()
         model_type = facts.config.values.get("model_type")
         found = detect(template.source, model_type if isinstance(model_type, str) else None, facts.architectures)
         self.tool_parser, self.reasoning_parser = tool_parser or found[0], reasoning_parser or found[1]
@@ -400,9 +400,3 @@ def _default_sampling(found: Mapping[str, float | int]) -> dict[str, float | int
 def _whole(value: float | None) -> int | None:
     return None if value is None else int(value)
 
-
-def _tokenizers_own_end(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """The tokenizer's eos_token, for checkpoints whose config names no end token."""
-    token = tokenizer.special_tokens.get("eos_token")
-    token_id = tokenizer.token_to_id(token) if token else None
-    return () if token_id is None else (token_id,)

@@ -118,6 +118,12 @@ class Tokenizer:
         token_id: int | None = self._core.token_to_id(token)
         return token_id
 
+    def end_token_ids(self) -> tuple[int, ...]:
+        """The tokenizer's own eos_token, for checkpoints whose config names no end token."""
+        token = self.special_tokens.get("eos_token")
+        token_id = self.token_to_id(token) if token else None
+        return () if token_id is None else (token_id,)
+
     def is_special(self, token_id: int) -> bool:
         """Whether `skip_special_tokens` leaves this token out."""
         return token_id in self._special
