@@ -42,8 +42,8 @@ class Grammar(msgspec.Struct, array_like=True, frozen=True):
     """What an answer may look like. Equal ones are compiled once.
 
     Args:
-        kind: how to read the text: a JSON schema, a regular expression, a JSON list of texts, a grammar in Lark or GBNF,
-            or Lark made from structural tags.
+        kind: how to read the text: a JSON schema, a regular expression, a JSON list of texts, a grammar in Lark or
+            GBNF, or Lark made from structural tags.
         text: the source.
         whitespace: between the parts of a JSON answer, as a regular expression; None for none at all.
         lenient: leave out what a JSON schema asks for and cannot be held to.
@@ -93,7 +93,7 @@ class AddRequest(msgspec.Struct, tag="add", array_like=True, frozen=True):
     Args:
         id: chosen by the frontend, never used again.
         prompt: `pack_ids` of at least one token.
-        params: sampling values; `max_tokens` is resolved (never None) and `seed` is set.
+        params: sampling values; `max_tokens` is resolved (never None), `seed` is set, `structured_outputs` is not.
         stop_token_ids: every token id that ends the output, the model's end tokens included.
         priority: smaller runs earlier under the priority policy.
         cache_salt: requests share prefix blocks only with requests of the same salt.

@@ -112,9 +112,7 @@ class EngineProcess:
 
     def _receive(self) -> list[ToEngine]:
         constraints = self._core.constraints
-        return self._wire.receive(
-            wait_s=min(self._patience(), constraints.patience()), others=constraints.filenos()
-        )
+        return self._wire.receive(wait_s=min(self._patience(), constraints.patience()), others=constraints.filenos())
 
     def _patience(self) -> float:
         """How long to wait for a message: not at all while there is work, a moment while there is something to prepare

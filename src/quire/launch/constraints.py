@@ -36,7 +36,5 @@ def build_constraints(
         threads=max(1, min(MAX_THREADS, (os.cpu_count() or 1) // 2)),
     )
     pool = Pool(setup, job_seconds=limits.structured_outputs_timeout)
-    library = Library(
-        pool, max_workers=limits.structured_outputs_workers, max_grammars=limits.structured_outputs_cache
-    )
+    library = Library(pool, max_workers=limits.structured_outputs_workers, max_grammars=limits.structured_outputs_cache)
     return Keeper(scheduler, pool, library, pace, num_lines=num_lines)

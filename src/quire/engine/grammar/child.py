@@ -62,8 +62,13 @@ def main() -> None:
         if pid == 0:
             control.close()
             _limit_memory(setup.memory_bytes)
-            serve(Channel(socket.socket(fileno=descriptors[0]), ToWorker, wait=True), vocabulary, lines, setup.threads)
-            os._exit(0)
+            channel = Channel(socket.socket(fileno=descriptors[0]), ToWorker, wait=True)
+            try:
+                serve(channel, vocabulary, lines, setup.threads)
+            except BaseException as error:  # noqa: BLE001 - the engine sees that it is gone; the parent must not go on here
+                print(f"quire: a grammar worker ended: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            finally:
+                os._exit(0)
         os.close(descriptors[0])
 
 
@@ -91,8 +96,8 @@ def _do(matchers: Matchers, job: object) -> Compiled | Masked | None:
                 return Compiled(key, str(error))
             return Compiled(key)
         case Start():
-            error = matchers.start(job)
-            return Masked([job.matcher], {job.matcher: error} if error else {})
+            wrong = matchers.start(job)
+            return Masked([job.matcher], {job.matcher: wrong} if wrong else {})
         case Advance():
             return Masked(job.matchers, matchers.advance(job))
         case Drop(numbers):

@@ -144,7 +144,7 @@ class Keeper:
             if request.state == "finished":
                 self._drop(constrained)
                 continue
-            while constrained.seen < request.known and request.state != "finished":
+            while constrained.seen < request.known and request.id in self._live:
                 token = request.tokens[constrained.seen]
                 constrained.seen += 1
                 self._follow_one(constrained, token, jobs)
@@ -243,7 +243,7 @@ class Keeper:
         mask, constrained.mask = constrained.mask, None
         self._pace.wait(constrained.request.id)
         if mask is not None and not mask[token // 8] >> token % 8 & 1:
-            self._refuse(constrained, f"no token is left that both the grammar and the other fields allow (got {token})")
+            self._refuse(constrained, "the grammar and the request's other fields leave no token that both allow")
             return
         seat = constrained.seat
         if seat is not None:

@@ -25,8 +25,8 @@ T = TypeVar("T")
 
 
 def line_bytes(vocab_size: int) -> int:
-    """Bytes of one mask: bit t % 8 of byte t // 8 is token t, in whole words of 32 bits, one bit more than tokens."""
-    return (vocab_size + 32) // 32 * 4
+    """Bytes of one mask: bit t % 8 of byte t // 8 is token t, in whole words of 32 bits."""
+    return (vocab_size + 31) // 32 * 4
 
 
 class Setup(msgspec.Struct, array_like=True, frozen=True):
