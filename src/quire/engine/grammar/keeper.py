@@ -411,8 +411,7 @@ class Keeper:
         blamed = self._blamed(job, owners)
         for entry in entries:
             if entry.key in blamed:
-                alone = len(blamed) == 1 and (worker.late or isinstance(job, Compile))
-                entry.strikes += MAX_STRIKES if alone else 1
+                entry.strikes += MAX_STRIKES if worker.late and len(blamed) == 1 else 1
             if entry.strikes >= MAX_STRIKES:
                 self._give_up(entry, f"the grammar {what} while it was {_doing(job)}")
             elif entry.users:

@@ -154,12 +154,14 @@ class Pool:
 
     def send(self, worker: Worker, job: ToWorker) -> None:
         """Give a worker something to do. One that is gone shows at the next `poll`."""
+        try:
+            worker.channel.send(job)
+        except Closed:  # it was gone before: the job has nothing to do with that
+            return
         if isinstance(job, (Compile, Start, Advance)):
             if not worker.jobs:
                 worker.busy_since = time.monotonic()
             worker.jobs.append(job)
-        with contextlib.suppress(Closed):
-            worker.channel.send(job)
 
     def line(self, number: int) -> bytes:
         """A mask, copied."""
