@@ -7,10 +7,12 @@ import os
 import re
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from grammar_engine import END, Engine
 
+from quire.engine.grammar import keeper
 from quire.messages import Grammar, ReasoningGate
 
 SCHEMA = json.dumps(
@@ -282,14 +284,17 @@ def test_a_worker_that_hangs_is_killed_and_only_its_request_ends() -> None:
         engine.check()
 
 
-def test_late_masks_make_a_grammar_slow_but_right() -> None:
+@pytest.mark.parametrize("slow", [False, True])
+def test_late_masks_change_nothing(monkeypatch: pytest.MonkeyPatch, slow: bool) -> None:
+    monkeypatch.setattr(keeper, "MOST_SECONDS", 0.0)
+    monkeypatch.setattr(keeper, "SLOW_SECONDS", 0.0 if slow else 1.0)
     with Engine(wait_seconds=0.0, seed=8) as engine:
         ids = [engine.add("json", SCHEMA) for _ in range(6)]
         free = engine.add(None, max_tokens=100)
         engine.run()
         for id_ in ids:
             assert engine.ends[id_][0] == "length" or json.loads(engine.text(id_))["b"] in ("x", "y")
-        assert engine.library.find(Grammar("json", SCHEMA)).slow
+        assert engine.library.find(Grammar("json", SCHEMA)).slow == slow
         assert engine.ends[free] == ("length", None, None)
         engine.check()
 
@@ -356,7 +361,6 @@ def test_nobody_is_left_behind() -> None:
 
 def alive(pid: int) -> bool:
     try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
         return False

@@ -15,6 +15,7 @@ import resource
 import signal
 import socket
 import sys
+import time
 
 import msgspec
 import numpy as np
@@ -96,10 +97,12 @@ def _do(matchers: Matchers, job: object) -> Compiled | Masked | None:
                 return Compiled(key, str(error))
             return Compiled(key)
         case Start():
+            begun = time.process_time()
             wrong = matchers.start(job)
-            return Masked([job.matcher], {job.matcher: wrong} if wrong else {})
+            return Masked([job.matcher], {job.matcher: wrong} if wrong else {}, time.process_time() - begun)
         case Advance():
-            return Masked(job.matchers, matchers.advance(job))
+            begun = time.process_time()
+            return Masked(job.matchers, matchers.advance(job), time.process_time() - begun)
         case Drop(numbers):
             matchers.drop(numbers)
         case Forget(key):

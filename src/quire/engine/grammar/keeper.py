@@ -6,8 +6,8 @@
 
 A state is a function of the grammar and of the committed tokens, so a preempted request keeps it, and a lost worker's
 requests get it back from another one. Nobody waits for a slow grammar: a request whose mask is not there in time loses
-the step's token and its row, and comes back when the mask is there; from then on its grammar counts as slow, and its
-requests run only when their masks are ready.
+the step's token and its row, and comes back when the mask is there. Requests of a grammar whose masks take much work
+run only when their masks are ready.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ from quire.messages import Constraint, pack_ids
 log = logging.getLogger("quire.engine")
 
 WAIT_SECONDS = 0.02
-"""So long a step waits for its masks, once, before their grammars count as slow."""
+"""So long a step waits for its masks; longer where steps themselves take longer, up to MOST_SECONDS."""
+MOST_SECONDS = 0.2
+SLOW_SECONDS = 0.01
+"""A grammar is slow when the masks of one step have taken this much processor time."""
 REST_SECONDS = 0.002
 
 
@@ -106,6 +109,7 @@ class Keeper:
         self._free_lines = list(range(num_lines - 1, -1, -1))
         self._without_line: list[Constrained] = []
         self._next_matcher = 0
+        self._last_step = time.monotonic()
 
     # ---- what the loop asks --------------------------------------------------------------------------------------
 
@@ -138,7 +142,7 @@ class Keeper:
 
     def follow(self) -> None:
         """Bring every request up to its committed tokens."""
-        jobs: dict[Worker, tuple[list[int], list[int]]] = {}
+        jobs: dict[Entry, list[tuple[int, int]]] = {}
         for constrained in list(self._live.values()):
             request = constrained.request
             if request.state == "finished":
@@ -148,15 +152,18 @@ class Keeper:
                 token = request.tokens[constrained.seen]
                 constrained.seen += 1
                 self._follow_one(constrained, token, jobs)
-        for worker, (matchers, tokens) in jobs.items():
-            self._pool.send(worker, Advance(matchers, tokens))
+        for entry, moves in jobs.items():
+            self._send_moves(entry, moves)
 
     def masks(self, step: Step) -> Masks:
         """The masks of this step; whoever's is late is put on hold."""
+        now, last = time.monotonic(), self._last_step
+        self._last_step = now
         if not self._live:
             return {}
+        patience = min(max(self._wait_seconds, now - last), MOST_SECONDS)
         wanted, masked = self._wanted(step), frozenset(step.plan.masked)
-        self._wait_for([constrained for index, constrained in wanted if index in masked])
+        self._wait_for([constrained for index, constrained in wanted if index in masked], now + patience)
         found: Masks = {}
         for index, constrained in wanted:
             request = constrained.request
@@ -165,8 +172,6 @@ class Keeper:
             if constrained.mask is not None and index in masked:
                 found[index] = self._with_openers(constrained)
                 continue
-            if constrained.mask is None and constrained.seat is not None:
-                self._slow_down(constrained.entry)
             self._scheduler.hold(request, void=True)
             if constrained.mask is not None:
                 self._scheduler.release_hold(request)
@@ -227,9 +232,7 @@ class Keeper:
         )
         self._pool.send(worker, start)
 
-    def _follow_one(
-        self, constrained: Constrained, token: int, jobs: dict[Worker, tuple[list[int], list[int]]]
-    ) -> None:
+    def _follow_one(self, constrained: Constrained, token: int, jobs: dict[Entry, list[tuple[int, int]]]) -> None:
         """One more token was committed."""
         if constrained.free:
             self._think(constrained)
@@ -247,14 +250,12 @@ class Keeper:
             return
         seat = constrained.seat
         if seat is not None:
+            moves = jobs.setdefault(constrained.entry, [])
+            if moves and moves[-1][0] == seat.matcher:  # two tokens of one request are two jobs
+                self._send_moves(constrained.entry, moves)
+                moves.clear()
+            moves.append((seat.matcher, token))
             seat.num_jobs += 1
-            matchers, tokens = jobs.setdefault(seat.worker, ([], []))
-            if matchers and matchers[-1] == seat.matcher:  # two tokens of one request are two jobs
-                self._pool.send(seat.worker, Advance(list(matchers), list(tokens)))
-                matchers.clear()
-                tokens.clear()
-            matchers.append(seat.matcher)
-            tokens.append(token)
         if constrained.request.state == "waiting" and constrained.entry.slow:
             self._scheduler.hold(constrained.request)  # nobody behind it waits for its mask
 
@@ -329,19 +330,23 @@ class Keeper:
             and request.state == "running"
         ]
 
-    def _wait_for(self, wanted: list[Constrained]) -> None:
+    def _wait_for(self, wanted: list[Constrained], deadline: float) -> None:
         """Until their masks are there, or it takes too long."""
         self.poll()
-        deadline = time.monotonic() + self._wait_seconds
         while any(one.mask is None and one.seat is not None for one in wanted):
             left = deadline - time.monotonic()
             if left <= 0:
                 return
             self._take_in(left)
 
+    def _send_moves(self, entry: Entry, moves: list[tuple[int, int]]) -> None:
+        """Requests of one grammar have one more token each."""
+        if entry.worker is not None:
+            self._pool.send(entry.worker, Advance([matcher for matcher, _ in moves], [token for _, token in moves]))
+
     def _slow_down(self, entry: Entry) -> None:
-        if not entry.slow:
-            log.warning("a grammar's masks take long; its requests wait for them before they run")
+        """From now on its requests wait for their masks before they run."""
+        log.warning("the masks of a grammar take long; its requests wait for them")
         entry.slow = True
         for user in entry.users:
             if not user.free:
@@ -373,6 +378,11 @@ class Keeper:
                     self._begin(user)
 
     def _on_masked(self, message: Masked) -> None:
+        if message.seconds > SLOW_SECONDS:
+            owners = (seat.owner for m in message.matchers if (seat := self._seats.get(m)) is not None)
+            entry = next((owner.entry for owner in owners if owner is not None), None)
+            if entry is not None and not entry.slow:
+                self._slow_down(entry)
         for matcher in message.matchers:
             seat = self._seats.get(matcher)
             if seat is None:

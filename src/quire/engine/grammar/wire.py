@@ -81,7 +81,7 @@ class Start(msgspec.Struct, tag="start", array_like=True, frozen=True):
 
 
 class Advance(msgspec.Struct, tag="advance", array_like=True, frozen=True):
-    """These requests have one token more; answered by one Masked."""
+    """These requests, all under one grammar, have one token more; answered by one Masked."""
 
     matchers: list[int]
     tokens: list[int]
@@ -116,10 +116,17 @@ class Compiled(msgspec.Struct, tag="compiled", array_like=True, frozen=True):
 
 
 class Masked(msgspec.Struct, tag="masked", array_like=True, frozen=True):
-    """The masks of these matchers lie in their lines; `errors` has those that went wrong, and how."""
+    """The masks of these matchers lie in their lines.
+
+    Args:
+        matchers: all that the job was about.
+        errors: those that went wrong, and how.
+        seconds: of processor time.
+    """
 
     matchers: list[int]
     errors: dict[int, str] = {}
+    seconds: float = 0.0
 
 
 FromWorker = Hello | Compiled | Masked
