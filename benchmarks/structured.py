@@ -1,0 +1,134 @@
+"""What structured output costs: the same load free, constrained, and half of each, in turn on one engine.
+
+    python benchmarks/structured.py                                        # a 125 M shape on the CPU, random weights
+    python benchmarks/structured.py --vocabulary tokenizer.json            # the same with a larger vocabulary
+    python benchmarks/structured.py --model FOLDER --load-format dummy     # any model, for GPUs
+
+Every request gets exactly --output tokens: free ones ignore the end token, constrained ones write a JSON list that is
+never long enough. `one schema` is the same for all requests, `own schemas` gives each its own. Rounds alternate, and
+the cost is the median of the ratios of neighbouring rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from quire import LLM, SamplingParams, StructuredOutputsParams
+
+DEMO = Path(__file__).parents[1] / "src" / "quire" / "demo" / "model"
+ITEM = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 24},
+        "kind": {"enum": ["red", "green", "blue"]},
+        "count": {"type": "integer", "minimum": 0, "maximum": 9999},
+        "tags": {"type": "array", "items": {"type": "string", "pattern": "^[a-z]{2,9}$"}, "maxItems": 4},
+    },
+    "required": ["name", "kind", "count", "tags"],
+    "additionalProperties": False,
+}
+
+
+def write_shape(folder: Path, vocabulary: str | None) -> None:
+    """A checkpoint without weights: 12 layers of 768."""
+    source = Path(vocabulary) if vocabulary else DEMO / "tokenizer.json"
+    shutil.copy(source, folder / "tokenizer.json")
+    core = tokenizers.Tokenizer.from_file(str(source))
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": core.get_vocab_size(),
+        "hidden_size": 768,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 12,
+        "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": False,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "torch_dtype": "bfloat16",
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def params(output: int, seed: int, schema: dict[str, Any] | None) -> SamplingParams:
+    """Exactly `output` tokens."""
+    form = None if schema is None else StructuredOutputsParams(json=schema)
+    return SamplingParams(max_tokens=output, seed=seed, ignore_eos=schema is None, structured_outputs=form)
+
+
+def schema_of(index: int) -> dict[str, Any]:
+    """A list that is never long enough; each index has its own."""
+    return {"type": "array", "items": ITEM, "minItems": 900 + index}
+
+
+def loads(concurrency: int, output: int) -> dict[str, list[SamplingParams]]:
+    """The parameters of all requests, by name of the load."""
+    several = range(concurrency)
+    return {
+        "free": [params(output, i, None) for i in several],
+        "one schema": [params(output, i, schema_of(0)) for i in several],
+        "own schemas": [params(output, i, schema_of(i)) for i in several],
+        "half of each": [params(output, i, schema_of(0) if i % 2 else None) for i in several],
+    }
+
+
+def main() -> None:
+    """Run the rounds and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="a checkpoint; default: a 125 M shape with random weights")
+    parser.add_argument("--load-format", default="auto", choices=["auto", "dummy"])
+    parser.add_argument("--vocabulary", help="tokenizer.json for the default shape")
+    parser.add_argument("--concurrency", type=int, default=64)
+    parser.add_argument("--prompt", type=int, default=64, help="tokens")
+    parser.add_argument("--output", type=int, default=64, help="tokens")
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        if options.model is None:
+            write_shape(Path(name), options.vocabulary)
+        model, form = (name, "dummy") if options.model is None else (options.model, options.load_format)
+        with LLM(model, load_format=form, max_num_seqs=options.concurrency, max_model_len=2048) as llm:
+            vocab_size = llm.ready.vocab_size
+            print(f"{llm.ready.device}, vocabulary {vocab_size}, {options.concurrency} at once, "
+                  f"{options.prompt} in / {options.output} out, {options.rounds} rounds\n")  # fmt: skip
+            seconds = run(llm, options, vocab_size)
+    print("| load | output tok/s, median | against free, median of neighbouring rounds |")
+    print("|---|---|---|")
+    for name, found in seconds.items():
+        speed = options.concurrency * options.output / statistics.median(found)
+        ratio = statistics.median(free / own for free, own in zip(seconds["free"], found, strict=True))
+        print(f"| {name} | {speed:,.0f} | {100 * (ratio - 1):+.1f} % |")
+
+
+def run(llm: LLM, options: argparse.Namespace, vocab_size: int) -> dict[str, list[float]]:
+    """Seconds of each round of each load; the first round is not counted."""
+    rng = random.Random(0)
+    seconds: dict[str, list[float]] = {}
+    for number in range(options.rounds + 1):
+        for name, each in loads(options.concurrency, options.output).items():
+            prompts = [[rng.randrange(10, vocab_size) for _ in range(options.prompt)] for _ in each]
+            begun = time.perf_counter()
+            outputs = llm.generate(prompts, each, use_tqdm=False)
+            took = time.perf_counter() - begun
+            short = [len(o.outputs[0].token_ids) for o in outputs if len(o.outputs[0].token_ids) != options.output]
+            assert not short, f"{name}: answers of {short} tokens"
+            if number:
+                seconds.setdefault(name, []).append(took)
+    return seconds
+
+
+if __name__ == "__main__":
+    main()
