@@ -118,11 +118,12 @@ def _build_worker(config: EngineConfig, wire: Wire) -> tuple[Worker, Ready, Mode
 
 def _build_scheduler(config: EngineConfig, ready: Ready, pace: Pace) -> Scheduler:
     threshold = config.scheduler.long_prefill_token_threshold
-    limits: list[Limit] = [pace]
+    limits: list[Limit] = []
     if threshold:
         limits.append(LongPromptCap(threshold))
     if ready.mixed_sizes:
         limits.append(MixedStep(tuple(ready.mixed_sizes), ready.mixed_patience, ready.mixed_alone))
+    limits.append(pace)
     pool = BlockPool(ready.num_blocks)
     return Scheduler(
         KVManager(pool, ready.block_size, prefix_caching=config.cache.enable_prefix_caching),

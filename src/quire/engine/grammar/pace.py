@@ -24,7 +24,7 @@ class Pace:
         """It is not slow, or not there any more."""
         self._ready.pop(id_, None)
 
-    def begin(self) -> None:
+    def begin(self, backlog: int) -> None:
         """Nothing to reset."""
 
     def allow(self, request: Request, count: int) -> int:
