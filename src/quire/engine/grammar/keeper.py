@@ -153,7 +153,9 @@ class Keeper:
                 constrained.seen += 1
                 self._follow_one(constrained, token, jobs)
         for entry, moves in jobs.items():
-            self._send_moves(entry, moves)
+            self._post_moves(entry, moves)
+        if jobs:
+            self._pool.flush()
 
     def masks(self, step: Step) -> Masks:
         """The masks of this step; whoever's is late is put on hold."""
@@ -252,7 +254,7 @@ class Keeper:
         if seat is not None:
             moves = jobs.setdefault(constrained.entry, [])
             if moves and moves[-1][0] == seat.matcher:  # two tokens of one request are two jobs
-                self._send_moves(constrained.entry, moves)
+                self._post_moves(constrained.entry, moves)
                 moves.clear()
             moves.append((seat.matcher, token))
             seat.num_jobs += 1
@@ -339,10 +341,10 @@ class Keeper:
                 return
             self._take_in(left)
 
-    def _send_moves(self, entry: Entry, moves: list[tuple[int, int]]) -> None:
+    def _post_moves(self, entry: Entry, moves: list[tuple[int, int]]) -> None:
         """Requests of one grammar have one more token each."""
         if entry.worker is not None:
-            self._pool.send(entry.worker, Advance([matcher for matcher, _ in moves], [token for _, token in moves]))
+            self._pool.post(entry.worker, Advance([matcher for matcher, _ in moves], [token for _, token in moves]))
 
     def _slow_down(self, entry: Entry) -> None:
         """From now on its requests wait for their masks before they run."""

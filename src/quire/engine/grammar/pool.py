@@ -74,6 +74,8 @@ class Pool:
         self._memory = mmap.mmap(self._memory_fd, setup.num_lines * self._line_bytes)
         self._parent: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
+        self._poller = select.poll()
+        self._by_fileno: dict[int, Worker] = {}
         self.workers: list[Worker] = []
         self.broken: str | None = None
         """Why no worker can be made, ever: the library cannot read this tokenizer."""
@@ -102,6 +104,8 @@ class Pool:
                 except OSError:
                     self._end_parent()
         self.workers.append(worker)
+        self._by_fileno[worker.channel.fileno()] = worker
+        self._poller.register(worker.channel.fileno(), select.POLLIN)
         return worker
 
     def kill(self, worker: Worker) -> None:
@@ -109,6 +113,8 @@ class Pool:
         worker.dead = True
         if worker in self.workers:
             self.workers.remove(worker)
+            self._poller.unregister(worker.channel.fileno())
+            del self._by_fileno[worker.channel.fileno()]
         worker.channel.close()
         if worker.pid is not None:
             with contextlib.suppress(ProcessLookupError):
@@ -158,6 +164,20 @@ class Pool:
             worker.channel.send(job)
         except Closed:  # it was gone before: the job has nothing to do with that
             return
+        self._sent(worker, job)
+
+    def post(self, worker: Worker, job: ToWorker) -> None:
+        """The same at the next `flush`: one call of the system for several jobs."""
+        worker.channel.post(job)
+        self._sent(worker, job)
+
+    def flush(self) -> None:
+        """Send what was posted, as far as it is taken."""
+        for worker in self.workers:
+            with contextlib.suppress(Closed):
+                worker.channel.flush()
+
+    def _sent(self, worker: Worker, job: ToWorker) -> None:
         if isinstance(job, (Compile, Start, Advance)):
             if not worker.jobs:
                 worker.busy_since = time.monotonic()
@@ -187,20 +207,15 @@ class Pool:
         lost: list[Worker] = []
         if not self.workers:
             return said, lost
-        poller = select.poll()
-        of = {worker.channel.fileno(): worker for worker in self.workers}
-        for number in of:
-            poller.register(number, select.POLLIN)
-        for number, _ in poller.poll(max(0, round(wait_s * 1000))):
-            worker = of[number]
+        for number, _ in self._poller.poll(max(0, round(wait_s * 1000))):
+            worker = self._by_fileno[number]
             try:
                 said += [(worker, message) for message in self._taken_in(worker)]
             except (Closed, msgspec.MsgspecError):
                 lost.append(worker)
         now = time.monotonic()
+        self.flush()
         for worker in self.workers:
-            with contextlib.suppress(Closed):
-                worker.channel.flush()
             if worker.jobs and worker not in lost and now > self._deadline(worker):
                 worker.late = True
                 lost.append(worker)

@@ -164,9 +164,13 @@ class Channel:
         Raises:
             Closed: there is no other side.
         """
+        self.post(message)
+        self.flush()
+
+    def post(self, message: object) -> None:
+        """Keep a message until `flush`."""
         data = self._encoder.encode(message)
         self._out += len(data).to_bytes(HEADER, "little") + data
-        self.flush()
 
     def flush(self) -> bool:
         """Send what was kept; whether nothing is left."""
