@@ -109,8 +109,10 @@ def main() -> None:
                   f"{options.prompt} in / {options.output} out, {options.rounds} rounds\n")  # fmt: skip
             found = run(llm, options, vocab_size)
     tokens = options.concurrency * options.output
-    print("| load | output tok/s, median | against free | processor us per token | against free |")
-    print("|---|---|---|---|---|")
+    print(
+        "| load | output tok/s, median | against free | processor us per token | against free | best round, ms a step |"
+    )
+    print("|---|---|---|---|---|---|")
     for name, rounds in found.items():
         columns = []
         for index, scale in ((0, 1.0), (1, 1e6)):
@@ -121,7 +123,8 @@ def main() -> None:
             value = tokens / middle if index == 0 else scale * middle / tokens
             change = 1 / ratio - 1 if index == 0 else ratio - 1
             columns += [f"{value:,.0f}", f"{100 * change:+.1f} %"]
-        print(f"| {name} | {' | '.join(columns)} |")
+        best = 1000 * min(took for took, _ in rounds) / options.output
+        print(f"| {name} | {' | '.join(columns)} | {best:.1f} |")
 
 
 def processor_seconds() -> float:
