@@ -35,7 +35,7 @@ class TagWriter:
     def __init__(
         self, tokenizer: Tokenizer, space: str | None, check: Callable[[Any], Any], *, lenient: bool = False
     ) -> None:
-        self._special = tokenizer.special_ids()
+        self._special = tokenizer.special_by_text()
         self._tags = re.compile("|".join(map(re.escape, sorted(self._special, key=len, reverse=True))) or "(?!)")
         self._space = space
         self._check = check

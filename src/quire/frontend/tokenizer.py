@@ -133,7 +133,7 @@ class Tokenizer:
         """Whether this token stands for a fixed text that never runs together with others."""
         return token_id in self._added
 
-    def special_ids(self) -> dict[str, int]:
+    def special_by_text(self) -> dict[str, int]:
         """The special tokens by their texts."""
         return {token: i for i in self._special if (token := self.id_to_token(i))}
 
