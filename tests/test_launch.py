@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from pathlib import Path
@@ -35,9 +36,9 @@ class ScriptedWire:
     def __init__(self, *messages: object) -> None:
         self._batches = [list(messages), [Shutdown()]]
         self.sent: list[object] = []
-        self.waits: list[float | None] = []
+        self.waits: list[float] = []
 
-    def receive(self, *, wait_s: float | None) -> list[object]:
+    def receive(self, *, wait_s: float, others: object = ()) -> list[object]:
         self.waits.append(wait_s)
         return self._batches.pop(0) if self._batches else [Shutdown()]
 
@@ -49,15 +50,20 @@ def scheduler() -> Scheduler:
     return Scheduler(KVManager(BlockPool(9), 4), max_num_seqs=2, max_num_batched_tokens=8, max_model_len=16)
 
 
+def run_beside_device(wire: ScriptedWire) -> None:
+    executor = ThreadExecutor(BrokenWorker())
+    _run_beside_device(executor, EngineCore(scheduler(), executor), wire, os.sched_getaffinity(0))
+
+
 def test_a_device_error_ends_the_process_and_nothing_hangs() -> None:
     wire = ScriptedWire(AddRequest(0, pack_ids([1, 2]), SamplingParams()))
     with pytest.raises(RuntimeError, match="the device is gone"):
-        _run_beside_device(ThreadExecutor(BrokenWorker()), scheduler(), wire, os.sched_getaffinity(0))
+        run_beside_device(wire)
     assert not [t for t in threading.enumerate() if t.name == "quire-engine"]
 
 
 def test_shutdown_returns() -> None:
-    _run_beside_device(ThreadExecutor(BrokenWorker()), scheduler(), ScriptedWire(), os.sched_getaffinity(0))
+    run_beside_device(ScriptedWire())
 
 
 def test_spare_time_is_used_after_a_moment_of_quiet() -> None:
@@ -71,7 +77,7 @@ def test_spare_time_is_used_after_a_moment_of_quiet() -> None:
     wire = ScriptedWire()
     wire._batches = [[], [], [], [], [Shutdown()]]
     EngineProcess(EngineCore(scheduler(), InlineExecutor(Preparing())), wire).run()
-    assert wire.waits == [QUIET_S, 0, 0, 0, None], "a moment, then one thing after the other, then without end"
+    assert wire.waits == [QUIET_S, 0, 0, 0, math.inf], "a moment, then one thing after the other, then without end"
 
 
 def test_what_is_no_message_of_ours_is_dropped(tmp_path: Path) -> None:
@@ -91,7 +97,7 @@ def test_what_is_no_message_of_ours_is_dropped(tmp_path: Path) -> None:
         to_engine.send(data)
     received: list[object] = []
     while not received:
-        received = wire.receive(wait_s=None)
+        received = wire.receive(wait_s=math.inf)
     assert [type(message) for message in received] == [Shutdown]
     wire.close()
     context.destroy(linger=0)

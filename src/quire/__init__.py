@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from quire.llm import LLM
     from quire.outputs import BeamSearchOutput, CompletionOutput, Logprob, RequestOutput
     from quire.params import BeamSearchParams, RequestOutputKind, SamplingParams
+    from quire.structured import StructuredOutputsParams
 
 __all__ = [
     "LLM",
@@ -28,6 +29,7 @@ __all__ = [
     "RequestOutput",
     "RequestOutputKind",
     "SamplingParams",
+    "StructuredOutputsParams",
     "__version__",
 ]
 
@@ -42,6 +44,7 @@ _HOMES = {
     "RequestError": "quire.errors",
     "RequestOutputKind": "quire.params",
     "SamplingParams": "quire.params",
+    "StructuredOutputsParams": "quire.structured",
 }
 
 

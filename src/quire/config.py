@@ -122,6 +122,23 @@ class ParallelConfig(msgspec.Struct, frozen=True, kw_only=True):
     ] = 1
 
 
+class StructuredOutputsConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What grammars may cost. They live in processes of their own."""
+
+    structured_outputs_timeout: Annotated[
+        float, Meta(gt=0, description="Seconds that compiling a grammar, or finding one token's mask, may take.")
+    ] = 2.0
+    structured_outputs_memory: Annotated[
+        int, Meta(ge=16, description="MiB of memory that one process with grammars may take.")
+    ] = 256
+    structured_outputs_workers: Annotated[
+        int, Meta(ge=1, le=256, description="Most processes with grammars; they start when they are needed.")
+    ] = 8
+    structured_outputs_cache: Annotated[
+        int, Meta(ge=0, description="Compiled grammars that are kept while nobody uses them.")
+    ] = 128
+
+
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """All that the engine process needs to know."""
 
@@ -129,6 +146,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     cache: CacheConfig = CacheConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
     parallel: ParallelConfig = ParallelConfig()
+    structured: StructuredOutputsConfig = StructuredOutputsConfig()
 
 
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -182,6 +200,7 @@ ENGINE_GROUPS: dict[str, type[msgspec.Struct]] = {
     "cache": CacheConfig,
     "scheduler": SchedulerConfig,
     "parallel": ParallelConfig,
+    "structured": StructuredOutputsConfig,
 }
 
 

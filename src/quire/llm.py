@@ -296,6 +296,7 @@ class LLM:
             default_max_tokens=params.max_tokens,
             priority=priority,
             cache_salt=given.cache_salt,
+            thinks=not add_special_tokens,  # a conversation: its prompt shows where thoughts begin
         )
 
     async def _generate(self, numbered: Sequence[Numbered], bar: ProgressBar | None) -> list[RequestOutput]:

@@ -38,18 +38,68 @@ def unpack_ids(data: bytes) -> array[int]:
 # frontend → engine
 
 
+class Grammar(msgspec.Struct, array_like=True, frozen=True):
+    """What an answer may look like. Equal ones are compiled once.
+
+    Args:
+        kind: how to read the text: a JSON schema, a regular expression, a JSON list of texts, a grammar in Lark or
+            GBNF, or Lark made from structural tags.
+        text: the source.
+        whitespace: between the parts of a JSON answer, as a regular expression; None for none at all.
+        lenient: leave out what a JSON schema asks for and cannot be held to.
+    """
+
+    kind: Literal["json", "regex", "choice", "grammar", "tags"]
+    text: str
+    whitespace: str | None = None
+    lenient: bool = False
+
+
+class ReasoningGate(msgspec.Struct, array_like=True, frozen=True):
+    """Where the thoughts of an answer are, which no grammar holds.
+
+    Args:
+        inside: the answer begins with them.
+        openers: tokens that begin them if they come first.
+        ends: token ids that end them.
+    """
+
+    inside: bool = False
+    openers: list[int] = []
+    ends: list[list[int]] = []
+
+
+class Constraint(msgspec.Struct, array_like=True, frozen=True):
+    """One request's answer follows a grammar.
+
+    Args:
+        grammar: which.
+        param: the request's field that it came from, for errors.
+        gate: what comes before.
+        min_tokens: no end token before so many, unless nothing else can follow; `params.min_tokens` is 0 then.
+        endless: no end token at all, unless nothing else can follow.
+    """
+
+    grammar: Grammar
+    param: str
+    gate: ReasoningGate | None = None
+    min_tokens: int = 0
+    endless: bool = False
+
+
 class AddRequest(msgspec.Struct, tag="add", array_like=True, frozen=True):
     """Run this prompt. The frontend has checked everything in it.
 
     Args:
         id: chosen by the frontend, never used again.
         prompt: `pack_ids` of at least one token.
-        params: sampling values; `max_tokens` is resolved (never None) and `seed` is set.
+        params: sampling values; `max_tokens` is resolved (never None), `seed` is set, `structured_outputs` is not.
         stop_token_ids: every token id that ends the output, the model's end tokens included.
         priority: smaller runs earlier under the priority policy.
         cache_salt: requests share prefix blocks only with requests of the same salt.
         group: requests of one group, from 0 on, have the same prompt: the first computes it, the others take its
             blocks, whether or not there is a prefix cache. -1 is no group.
+        constraint: what the answer may look like; None leaves it free.
     """
 
     id: int
@@ -59,6 +109,7 @@ class AddRequest(msgspec.Struct, tag="add", array_like=True, frozen=True):
     priority: int = 0
     cache_salt: str = ""
     group: int = -1
+    constraint: Constraint | None = None
 
 
 class AbortRequests(msgspec.Struct, tag="abort", array_like=True, frozen=True):
@@ -106,6 +157,8 @@ class TokenOutput(msgspec.Struct, array_like=True, frozen=True):
     error: str | None = None
     prompt_logprobs: list[TokenLogprobs] | None = None
     """Of the prompt's next tokens, the second one first: they come in parts, all before the first new token."""
+    param: str | None = None
+    """The request's field that the error is about, if the request is to blame."""
 
 
 class EngineStats(msgspec.Struct, array_like=True, frozen=True):
@@ -197,6 +250,7 @@ class StepPlan(msgspec.Struct, array_like=True, frozen=True):
 
     starts: tokens computed before this step; an upper bound where the device may have rejected some.
     samples: indices into `rows` of those whose last token of the step yields a new token.
+    masked: indices into `samples` of those that must not be sampled before their masks are there.
     """
 
     step: int
@@ -206,6 +260,7 @@ class StepPlan(msgspec.Struct, array_like=True, frozen=True):
     starts: list[int]
     counts: list[int]
     samples: list[int]
+    masked: list[int] = []
 
 
 class StepResult(msgspec.Struct, array_like=True, frozen=True):

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from quire.errors import RequestError
+from quire.structured import StructuredOutputsParams, structured_outputs_of
 
 MAX_N = 16_384
 MAX_LOGPROBS = 20
@@ -76,6 +77,7 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
         extra_args, flat_logprobs, logprob_token_ids, prompt_logprob_token_ids, prompt_logprob_start,
         repetition_detection, stream_interval, thinking_token_budget, trace_decode_token_ids: not offered; any value
             but the neutral one is refused.
+        structured_outputs: what the answer must look like; None leaves it free.
 
     Raises:
         RequestError: naming the field, the value seen and its range.
@@ -120,6 +122,7 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
     stream_interval: Any = None
     thinking_token_budget: Any = None
     trace_decode_token_ids: Any = None
+    structured_outputs: StructuredOutputsParams | None = None
 
     def __post_init__(self) -> None:
         given = [name for name, default in _DEFAULTS if getattr(self, name) is not default]
@@ -147,6 +150,8 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
         if self.seed == -1:
             self.seed = None
         self.output_kind = _output_kind(self.output_kind)
+        if isinstance(self.structured_outputs, dict):
+            self.structured_outputs = structured_outputs_of(self.structured_outputs)
         if 0 < self.temperature < MIN_TEMPERATURE:
             warnings.warn(
                 f"temperature {self.temperature} is raised to {MIN_TEMPERATURE}; use 0 for greedy.", stacklevel=4
@@ -345,6 +350,10 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "bad_words_token_ids": (
         lambda v: len(v) <= 2 * MAX_BAD_WORDS and all(_token_ids(ids, 512) for ids in v),
         f"up to {2 * MAX_BAD_WORDS} non-empty lists of token ids",
+    ),
+    "structured_outputs": (
+        lambda v: v is None or isinstance(v, StructuredOutputsParams),
+        "a StructuredOutputsParams",
     ),
     "max_tokens": (lambda v: 1 <= v < 2**31, "at least 1"),
     "min_tokens": (lambda v: 0 <= v < 2**31, "at least 0"),

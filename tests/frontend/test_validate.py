@@ -123,9 +123,7 @@ def test_missing() -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("functions", [{}]), ("response_format", {"type": "json_schema"}), ("response_format", {"type": "json_object"}),
-        ("suffix", "x"), ("structured_outputs", {"json": {}}),
-        ("guided_json", {"a": 1}), ("prompt_embeds", "x"),
+        ("functions", [{}]), ("suffix", "x"), ("prompt_embeds", "x"),
         ("logits_processors", ["os.system"]), ("modalities", ["audio"]),
     ],
 )  # fmt: skip

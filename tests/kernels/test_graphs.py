@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import checkpoints
+import numpy as np
 import pytest
 import torch
 
@@ -20,9 +21,11 @@ pytest.importorskip("triton")
 from quire.checkpoint import read_facts
 from quire.engine.core import EngineCore
 from quire.engine.executors import InlineExecutor
+from quire.engine.grammar import NoConstraints
 from quire.engine.kv.manager import KVManager
 from quire.engine.kv.pool import BlockPool
-from quire.engine.scheduler.scheduler import Scheduler
+from quire.engine.scheduler.request import Request
+from quire.engine.scheduler.scheduler import Scheduler, Step
 from quire.messages import AddRequest, TokenLogprobs, pack_ids
 from quire.params import SamplingParams
 from quire.worker import graphs, ring
@@ -102,10 +105,49 @@ def graphs_without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ring.torch.cuda, "Event", FakeEvent)
 
 
+class Thirds(NoConstraints):
+    """Every second request may say only tokens that are no multiple of three away from its last one, the first few of
+    some are free, and now and then a mask is late."""
+
+    def __init__(self, scheduler: Scheduler, late: float) -> None:
+        self._scheduler, self._late = scheduler, late
+        self._random = random.Random(1)
+        self._held: list[Request] = []
+        self.num_masks = self.num_lost = 0
+
+    def poll(self) -> None:
+        for request in self._held:
+            self._scheduler.release_hold(request)
+        self._held.clear()
+
+    @staticmethod
+    def holds(request: Request) -> bool:
+        return request.id % 2 == 0 and request.num_output >= request.id % 3
+
+    def mark(self, step: Step) -> None:
+        samples = [share.request for share in step.shares if share.samples]
+        step.plan.masked.extend(i for i, request in enumerate(samples) if self.holds(request))
+
+    def masks(self, step: Step) -> dict[int, bytes]:
+        found = {}
+        for i, request in enumerate(share.request for share in step.shares if share.samples):
+            if request.state == "finished" or not self.holds(request):
+                continue
+            if i not in step.plan.masked or self._random.random() < self._late:
+                self._scheduler.hold(request, void=True)
+                self._held.append(request)
+                self.num_lost += 1
+            else:
+                allowed = np.arange(VOCAB) % 3 != request.tokens[-1] % 3
+                found[i] = np.packbits(allowed, bitorder="little").tobytes()
+        self.num_masks += len(found)
+        return found
+
+
 class Engine:
     """A scheduler, a loop and a runner over one small model."""
 
-    def __init__(self, folder: Path, *, captured: bool) -> None:
+    def __init__(self, folder: Path, *, captured: bool, late: float | None = None) -> None:
         backend = TritonAttention() if captured else TorchAttention()
         kernels = TritonKernels() if captured else PlainKernels()
         build = Build(torch.float32, DEVICE, backend, Unquantized(), kernels)
@@ -130,7 +172,8 @@ class Engine:
             max_num_batched_tokens=40,
             max_model_len=LENGTH,
         )
-        self.core = EngineCore(self.scheduler, InlineExecutor(self.runner))
+        self.constraints = NoConstraints() if late is None else Thirds(self.scheduler, late)
+        self.core = EngineCore(self.scheduler, InlineExecutor(self.runner), self.constraints)
         self.scores: dict[int, list[TokenLogprobs]] = {}
 
     @torch.inference_mode()
@@ -138,7 +181,7 @@ class Engine:
         """All tokens of each request; some arrive later than others."""
         tokens: dict[int, list[int]] = {}
         waiting = list(enumerate(requests))
-        while waiting or self.core.busy:
+        while waiting or self.core.busy or self.scheduler.stats().num_waiting:
             for index, (prompt, params) in waiting[:2]:
                 self.scheduler.add(AddRequest(index, pack_ids(prompt), params))
             del waiting[:2]
@@ -198,6 +241,33 @@ def test_prompts_are_scored_beside_captured_steps(tmp_path: Path) -> None:
             assert (one.token_ids[0], one.rank) == (prompt[position + 1], other.rank)
             assert len(one.token_ids) == 1 + most and set(one.token_ids) == set(other.token_ids)
             assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
+
+
+@pytest.mark.parametrize("late", [0.0, 0.3])
+def test_captured_steps_with_masks(late: float, tmp_path: Path) -> None:
+    """Steps with masks leave their logits to be sampled later; a token that was sampled without its mask is lost."""
+    sizes = {"vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
+    checkpoints.write("qwen3", tmp_path, **sizes)
+    rng = random.Random(2)
+    requests = []
+    for index in range(10):
+        prompt = [rng.randrange(VOCAB) for _ in range(rng.choice([1, 3, 20]))]
+        extra: dict[str, Any] = [{"temperature": 0}, {"temperature": 0, "presence_penalty": 1.5}][index % 4 // 2]
+        requests.append((prompt, SamplingParams(max_tokens=rng.choice([3, 9]), seed=index, **extra)))
+    captured = Engine(tmp_path, captured=True, late=late)
+    found = captured.run(requests)
+    assert found == Engine(tmp_path, captured=False, late=0.0).run(requests)
+    free = Engine(tmp_path, captured=False).run(requests)
+    constraints = captured.constraints
+    assert constraints.num_masks > 10 and constraints.num_lost > 0
+    for index, (prompt, _) in enumerate(requests):
+        if index % 2:
+            assert found[index] == free[index], "nobody else notices"
+        else:
+            said = [*prompt, *found[index]]
+            begin = len(prompt) + index % 3
+            assert all(said[i] % 3 != said[i - 1] % 3 for i in range(begin, len(said)))
 
 
 def test_sizes() -> None:

@@ -130,7 +130,7 @@ def test_a_model_without_tools_says_so() -> None:
     [
         ({"tools": [{"type": "function"}]}, "tools"),
         ({"tools": TOOLS, "tool_choice": "sometimes"}, "tool_choice"),
-        ({"tools": TOOLS, "tool_choice": "required"}, "tool_choice"),
+        ({"tools": TOOLS, "tool_choice": "required", "response_format": {"type": "json_object"}}, "response_format"),
         ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "nobody"}}}, "tool_choice"),
         ({"messages": [{"role": "assistant", "content": None, "tool_calls": [{"id": 1}]}]}, "messages"),
     ],

@@ -11,9 +11,11 @@ from __future__ import annotations
 import zlib
 from array import array
 from collections.abc import Sequence
+from random import Random
 
-from quire.engine.grammar import Masks
-from quire.engine.scheduler.scheduler import Step
+from quire.engine.grammar import Masks, NoConstraints
+from quire.engine.scheduler.request import Request
+from quire.engine.scheduler.scheduler import Scheduler, Step
 from quire.messages import AddRequest, StepPlan, StepResult, TokenLogprobs, unpack_ids
 
 VOCAB = 64
@@ -33,13 +35,14 @@ def allowed_after(tokens: Sequence[int]) -> frozenset[int]:
     return frozenset(t for t in range(VOCAB) if (t + tokens[-1]) % 3 != 0)
 
 
-def expected_output(message: AddRequest, *, constrained: bool, max_model_len: int) -> tuple[list[int], str]:
-    """Token ids and finish reason of a request served alone, one token at a time."""
+def expected_output(message: AddRequest, *, constrained: int | None, max_model_len: int) -> tuple[list[int], str]:
+    """Token ids and finish reason of a request served alone, one token at a time; constrained from that one on."""
     tokens = list(unpack_ids(message.prompt))
     prompt = len(tokens)
     limit = min(max_model_len, prompt + (message.params.max_tokens or max_model_len))
     while True:
-        tokens.append(next_token(tokens, allowed_after(tokens) if constrained else None))
+        holds = constrained is not None and len(tokens) - prompt >= constrained
+        tokens.append(next_token(tokens, allowed_after(tokens) if holds else None))
         if tokens[-1] in message.stop_token_ids and len(tokens) - prompt > message.params.min_tokens:
             return tokens[prompt:], "stop"
         if len(tokens) >= limit:
@@ -57,24 +60,57 @@ def score(seen: Sequence[int], token: int) -> TokenLogprobs:
     return TokenLogprobs([token], [float(next_token(seen))], len(seen))
 
 
-class FakeGrammar:
-    """Constrains the requests whose ids it was given."""
+class FakeGrammar(NoConstraints):
+    """Constrains the requests whose ids it was given. Now and then a mask is late, or a constraint begins only after a
+    few free tokens, as behind thoughts: then the request loses the token that was sampled without its mask.
 
-    def __init__(self, constrained: set[int]) -> None:
-        self.constrained = constrained
+    Args:
+        constrained: from which output token on, by request id.
+        late: how often a mask is late.
+    """
+
+    def __init__(self, scheduler: Scheduler, random: Random, late: float) -> None:
+        self.constrained: dict[int, int] = {}
+        self.num_lost = 0
+        self._scheduler = scheduler
+        self._random = random
+        self._late = late
+        self._held: list[Request] = []
+
+    def poll(self) -> None:
+        for request in [request for request in self._held if self._random.random() < 0.5]:
+            self._held.remove(request)
+            self._scheduler.release_hold(request)
+
+    @property
+    def waits(self) -> bool:
+        return bool(self._held)
+
+    def _holds(self, request: Request) -> bool:
+        return request.num_output >= self.constrained.get(request.id, 1000)
+
+    def mark(self, step: Step) -> None:
+        samples = [share.request for share in step.shares if share.samples]
+        step.plan.masked.extend(i for i, request in enumerate(samples) if self._holds(request))
 
     def masks(self, step: Step) -> Masks:
         masks: Masks = {}
         samples = (share for share in step.shares if share.samples)
         for index, share in enumerate(samples):
             request = share.request
-            if request.id in self.constrained and request.state != "finished":
-                # every token before the one to sample is committed
-                assert request.num_pending == 1 and share.end == request.known, (request.id, request.num_pending)
-                bits = bytearray(VOCAB // 8)
-                for token in allowed_after(request.tokens):
-                    bits[token // 8] |= 1 << token % 8
-                masks[index] = bytes(bits)
+            if request.state == "finished" or not self._holds(request):
+                continue
+            # every token before the one to sample is committed
+            assert request.num_pending == 1 and share.end == request.known, (request.id, request.num_pending)
+            if index not in step.plan.masked or self._random.random() < self._late:
+                self._scheduler.hold(request, void=True)
+                self._held.append(request)
+                self.num_lost += 1
+                continue
+            bits = bytearray(VOCAB // 8)
+            for token in allowed_after(request.tokens):
+                bits[token // 8] |= 1 << token % 8
+            masks[index] = bytes(bits)
         return masks
 
 

@@ -116,7 +116,7 @@ class EngineMachine(RuleBasedStateMachine):
         assert set(self.reasons) == set(self.messages), "a request never ended"
         assert self.pool.num_free == self.pool.num_usable
         for id_, message in self.messages.items():
-            tokens, reason = expected_output(message, constrained=False, max_model_len=MAX_MODEL_LEN)
+            tokens, reason = expected_output(message, constrained=None, max_model_len=MAX_MODEL_LEN)
             if self.reasons[id_] != "abort":
                 assert (self.outputs[id_], self.reasons[id_]) == (tokens, reason)
 

@@ -213,6 +213,14 @@ def test_extreme_logits_draw_only_possible_tokens() -> None:
     assert draw(logits, noise.double()).tolist() == [299] * 4
 
 
+def test_rows_without_a_possible_token_harm_nobody() -> None:
+    logits = torch.randn(3, VOCAB)
+    alone = draw(logits[:1], torch.tensor([0.3], dtype=torch.float64))
+    logits[1], logits[2] = float("-inf"), float("nan")
+    tokens = draw(logits, torch.full((3,), 0.3, dtype=torch.float64))
+    assert tokens[0] == alone[0] and bool(((tokens >= 0) & (tokens < VOCAB)).all())
+
+
 def test_uniform_is_uniform() -> None:
     values = uniform(torch.arange(200).repeat_interleave(500), torch.arange(500).repeat(200)).numpy()
     assert 0 <= values.min() and values.max() < 1

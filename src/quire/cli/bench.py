@@ -15,6 +15,7 @@ from quire.config import (
     ModelConfig,
     ParallelConfig,
     SchedulerConfig,
+    StructuredOutputsConfig,
     build_group,
     did_you_mean,
     fields_of,
@@ -32,6 +33,7 @@ _ENGINE: tuple[tuple[type, str], ...] = (
     (CacheConfig, "KV cache"),
     (SchedulerConfig, "Scheduler"),
     (ParallelConfig, "Parallelism"),
+    (StructuredOutputsConfig, "Structured outputs"),
 )
 _MAX_HELP_COLUMN = 34
 

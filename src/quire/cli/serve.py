@@ -17,6 +17,7 @@ from quire.config import (
     ParallelConfig,
     SchedulerConfig,
     ServerConfig,
+    StructuredOutputsConfig,
     build_engine_config,
     build_group,
     fields_of,
@@ -29,6 +30,7 @@ _HEADINGS: tuple[tuple[type, str], ...] = (
     (CacheConfig, "KV cache"),
     (SchedulerConfig, "Scheduler"),
     (ParallelConfig, "Parallelism"),
+    (StructuredOutputsConfig, "Structured outputs"),
 )
 
 

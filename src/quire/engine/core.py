@@ -9,9 +9,9 @@ The host never waits for the device to plan: counts are known ahead, token ids s
 from __future__ import annotations
 
 from quire.engine.executors import Executor, Pending
-from quire.engine.grammar import Grammar, NoGrammar
+from quire.engine.grammar import Constraints, NoConstraints
 from quire.engine.scheduler.scheduler import Scheduler, Step
-from quire.messages import Outputs
+from quire.messages import AddRequest, Outputs
 
 
 class EngineCore:
@@ -20,13 +20,13 @@ class EngineCore:
     Args:
         scheduler: who decides.
         executor: the way to the device.
-        grammar: token masks for constrained requests.
+        constraints: token masks for constrained requests.
     """
 
-    def __init__(self, scheduler: Scheduler, executor: Executor, grammar: Grammar | None = None) -> None:
+    def __init__(self, scheduler: Scheduler, executor: Executor, constraints: Constraints | None = None) -> None:
         self.scheduler = scheduler
         self._executor = executor
-        self._grammar = grammar or NoGrammar()
+        self.constraints = constraints or NoConstraints()
         self._inflight: tuple[Step, Pending] | None = None
 
     @property
@@ -34,19 +34,32 @@ class EngineCore:
         """Whether `step` has anything to do."""
         return self._inflight is not None or self.scheduler.has_work
 
+    def add(self, message: AddRequest) -> None:
+        """Take a request in; one that is constrained is held until its grammar is ready."""
+        constraint = message.constraint
+        request = self.scheduler.add(message, held=constraint is not None)
+        if constraint is not None:
+            self.constraints.admit(request, constraint)
+
     def prepare(self) -> bool:
-        """Called while there is no work: whether the device found something to prepare for later."""
-        return self._executor.prepare()
+        """Called while there is no work: whether something was prepared for later."""
+        return self.constraints.prepare() or self._executor.prepare()
 
     def step(self) -> Outputs:
         """Plan and launch one step, then take in the results of the one before."""
+        constraints = self.constraints
+        constraints.poll()
         step = self.scheduler.plan()
         if step:
+            constraints.mark(step)
             self._executor.forward(step.plan)
+        elif not self._inflight and self.scheduler.has_work:
+            constraints.rest()
         if self._inflight:
             previous, pending = self._inflight
             self.scheduler.commit(previous, pending.wait())
-        self._inflight = (step, self._executor.sample(step.plan, self._grammar.masks(step))) if step else None
+        constraints.follow()
+        self._inflight = (step, self._executor.sample(step.plan, constraints.masks(step))) if step else None
         if not self.busy:
             self.scheduler.check_integrity()
         return Outputs(self.scheduler.take_outputs(), self.scheduler.stats())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,18 +69,20 @@ class Wire:
             if part or index == 0:
                 outbox.send(self._encoder.encode(Outputs(part, message.stats)))
 
-    def receive(self, *, wait_s: float | None) -> list[ToEngine]:
-        """All messages that are there; if there is none, wait that long for the first, without end if None."""
+    def receive(self, *, wait_s: float, others: Sequence[int] = ()) -> list[ToEngine]:
+        """All messages that are there; if there is none, wait that long for the first, or until one of the other
+        descriptors is readable."""
         messages: list[ToEngine] = []
-        flags = 0 if wait_s is None else zmq.NOBLOCK
         if wait_s:
-            self._inbox.poll(int(wait_s * 1000))
+            poller = zmq.Poller()
+            for socket in (self._inbox, *others):
+                poller.register(socket, zmq.POLLIN)
+            poller.poll(None if math.isinf(wait_s) else math.ceil(wait_s * 1000))
         while True:
             try:
-                data: Any = self._inbox.recv(flags)
+                data: Any = self._inbox.recv(zmq.NOBLOCK)
             except zmq.Again:
                 return messages
-            flags = zmq.NOBLOCK
             try:
                 messages.append(self._decoder.decode(data))
             except msgspec.MsgspecError as error:
@@ -100,13 +104,17 @@ class EngineProcess:
 
     def run(self) -> None:
         """Receive, step, send. An exception here is a device error: the process ends and its clients are told."""
-        while self._take_in(self._wire.receive(wait_s=self._patience())):
+        while self._take_in(self._receive()):
             outputs = self._core.step()
             if outputs.outputs or outputs.stats != self._sent:
                 self._sent = outputs.stats
                 self._wire.send(outputs)
 
-    def _patience(self) -> float | None:
+    def _receive(self) -> list[ToEngine]:
+        constraints = self._core.constraints
+        return self._wire.receive(wait_s=min(self._patience(), constraints.patience()), others=constraints.filenos())
+
+    def _patience(self) -> float:
         """How long to wait for a message: not at all while there is work, a moment while there is something to prepare
         (so that it delays nobody who sends one request after another), else without end."""
         if self._core.busy:
@@ -115,14 +123,14 @@ class EngineProcess:
         if not self._quiet:
             self._quiet = True
             return QUIET_S
-        return 0.0 if self._core.prepare() else None
+        return 0.0 if self._core.prepare() else math.inf
 
     def _take_in(self, messages: list[ToEngine]) -> bool:
         """Apply messages; False on shutdown."""
         scheduler = self._core.scheduler
         for message in messages:
             if isinstance(message, AddRequest):
-                scheduler.add(message)
+                self._core.add(message)
             elif isinstance(message, AbortRequests):
                 scheduler.abort(message.ids)
             elif isinstance(message, ResetPrefixCache):

@@ -25,6 +25,7 @@ from quire.frontend.streams import RequestStream
 from quire.messages import (
     AbortRequests,
     AddRequest,
+    Constraint,
     EngineStats,
     FromEngine,
     Outputs,
@@ -158,6 +159,7 @@ class Client:
         priority: int = 0,
         cache_salt: str = "",
         first: RequestStream | None = None,
+        constraint: Constraint | None = None,
     ) -> None:
         """Send one request; its outputs go to `stream`.
 
@@ -171,7 +173,9 @@ class Client:
         stream.attach(id_, self._abort)
         self._streams[id_] = stream
         group = -1 if first is None else first.id
-        self._send(AddRequest(id_, pack_ids(prompt_ids), params, stop_token_ids, priority, cache_salt, group))
+        self._send(
+            AddRequest(id_, pack_ids(prompt_ids), params, stop_token_ids, priority, cache_salt, group, constraint)
+        )
 
     def abort(self, streams: Iterable[RequestStream]) -> None:
         """End these requests; they finish with reason 'abort'."""

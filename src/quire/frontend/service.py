@@ -20,14 +20,16 @@ from typing import Any, Protocol
 from quire.checkpoint import ModelFacts
 from quire.errors import RequestError, UnavailableError
 from quire.frontend.candidates import candidates
-from quire.frontend.parsers import Parser, ToolPlan, detect, make_parser
+from quire.frontend.parsers import Parser, ToolPlan, detect, find_thoughts, make_parser
 from quire.frontend.streams import RequestStream
+from quire.frontend.structured import HeldTo, gate_of, grammar_of
 from quire.frontend.templates import ChatTemplate
 from quire.frontend.tokenizer import Tokenizer
 from quire.frontend.truncation import truncated
-from quire.messages import EngineStats, Ready
+from quire.messages import Constraint, EngineStats, Ready
 from quire.observability.metrics import Metrics
 from quire.params import MAX_LOGPROBS, SamplingParams
+from quire.structured import StructuredOutputsParams
 
 CONTEXT_CODE = "context_length_exceeded"
 _FROM_GENERATION_CONFIG = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
@@ -50,6 +52,7 @@ class EngineClient(Protocol):
         priority: int = 0,
         cache_salt: str = "",
         first: RequestStream | None = None,
+        constraint: Constraint | None = None,
     ) -> None: ...
 
 
@@ -65,6 +68,7 @@ class PreparedRequest:
         name: the id that log lines show.
         arrival: monotonic seconds.
         markers: special tokens that whoever reads the answer wants to see in its text.
+        constraint: what the answer may look like.
     """
 
     prompt_ids: list[int]
@@ -76,6 +80,7 @@ class PreparedRequest:
     name: str = ""
     arrival: float = field(default_factory=time.monotonic)
     markers: tuple[str, ...] = ()
+    constraint: Constraint | None = None
 
 
 class TextService:
@@ -119,7 +124,7 @@ class TextService:
         self.client = client
         self.default_sampling = _default_sampling(facts.sampling if use_generation_config else {})
         self.default_max_tokens = _whole(facts.sampling.get("max_new_tokens")) if use_generation_config else None
-        self.end_token_ids = tuple(facts.eos_token_ids) or _tokenizers_own_end(tokenizer)
+        self.end_token_ids = tuple(facts.eos_token_ids) or tokenizer.end_token_ids()
         model_type = facts.config.values.get("model_type")
         found = detect(template.source, model_type if isinstance(model_type, str) else None, facts.architectures)
         self.tool_parser, self.reasoning_parser = tool_parser or found[0], reasoning_parser or found[1]
@@ -138,9 +143,7 @@ class TextService:
 
     def answer_parser(self, plan: ToolPlan, prompt: str | None) -> Parser:
         """What reads one answer to this prompt: reasoning, tool calls, and the rest."""
-        return make_parser(
-            plan, tool_parser=self.tool_parser, reasoning_parser=self.reasoning_parser, prompt=prompt, constrained=False
-        )
+        return make_parser(plan, tool_parser=self.tool_parser, reasoning_parser=self.reasoning_parser, prompt=prompt)
 
     # ---- facts ---------------------------------------------------------------------------------------------------
 
@@ -224,6 +227,8 @@ class TextService:
         name: str = "",
         arrival: float | None = None,
         markers: tuple[str, ...] = (),
+        grammar: HeldTo | None = None,
+        thinks: bool = False,
     ) -> PreparedRequest:
         """Check a request against the model and fill what it leaves open.
 
@@ -239,6 +244,8 @@ class TextService:
             name: an id for the log.
             arrival: monotonic seconds; default now.
             markers: special tokens that stay in the text of the answer.
+            grammar: what the answer is held to; default: what params.structured_outputs say.
+            thinks: the answer may begin with thoughts, which no grammar holds.
 
         Raises:
             RequestError: with the field, what was seen and the limit.
@@ -253,7 +260,8 @@ class TextService:
         if params.bad_words:
             params.bad_words_token_ids = params.bad_words_token_ids + self._bad_words(params.bad_words)
         self._check_params(params)
-        ends = () if params.ignore_eos else self.end_token_ids
+        held = grammar is not None or params.structured_outputs is not None
+        ends = () if params.ignore_eos and not held else self.end_token_ids
         return PreparedRequest(
             prompt_ids,
             params,
@@ -264,7 +272,28 @@ class TextService:
             name,
             arrival,
             markers,
+            self._constraint(params, grammar, text if thinks else None),
         )
+
+    def held_to(self, wanted: StructuredOutputsParams) -> HeldTo:
+        """The grammar that a request asks for.
+
+        Raises:
+            RequestError: it is too large, or not of the right shape.
+        """
+        return HeldTo(grammar_of(wanted, self.tokenizer), wanted.source)
+
+    def _constraint(self, params: SamplingParams, held: HeldTo | None, prompt: str | None) -> Constraint | None:
+        wanted, params.structured_outputs = params.structured_outputs, None
+        if held is None and wanted is not None:
+            held = self.held_to(wanted)
+        if held is None:
+            return None
+        if not self.end_token_ids:
+            raise RequestError(f"{held.param}: this model has no end token, so no answer can be whole.", held.param)
+        thoughts = find_thoughts(self.reasoning_parser, prompt) if prompt is not None else None
+        gate = gate_of(thoughts, self.tokenizer) if thoughts is not None else None
+        return Constraint(held.grammar, held.param, gate, params.min_tokens, params.ignore_eos)
 
     def checked_ids(self, ids: Sequence[int], param: str) -> list[int]:
         """Token ids of a prompt, as plain integers.
@@ -367,6 +396,8 @@ class TextService:
         first: RequestStream | None = None
         try:
             for detokenizer, one in zip(detokenizers, candidates(params, self._random), strict=True):
+                if prepared.constraint is not None:
+                    one.min_tokens = 0  # the grammar sees to it, unless nothing but the end can follow
                 stream = RequestStream(detokenizer, self.end_token_ids, self.observer(prepared), self._stream_interval)
                 first = first or (stream if count > 1 else None)
                 self.client.submit(
@@ -377,6 +408,7 @@ class TextService:
                     priority=prepared.priority,
                     cache_salt=prepared.cache_salt,
                     first=first,
+                    constraint=prepared.constraint,
                 )
                 streams.append(stream)
         except BaseException:
@@ -399,10 +431,3 @@ def _default_sampling(found: Mapping[str, float | int]) -> dict[str, float | int
 
 def _whole(value: float | None) -> int | None:
     return None if value is None else int(value)
-
-
-def _tokenizers_own_end(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """The tokenizer's eos_token, for checkpoints whose config names no end token."""
-    token = tokenizer.special_tokens.get("eos_token")
-    token_id = tokenizer.token_to_id(token) if token else None
-    return () if token_id is None else (token_id,)

@@ -17,7 +17,7 @@ from typing import Protocol
 
 import msgspec
 
-from quire.errors import QuireError, RequestFailedError
+from quire.errors import QuireError, RequestError, RequestFailedError
 from quire.frontend.detokenizer import AnyDetokenizer, NoDetokenizer
 from quire.messages import TokenLogprobs, TokenOutput
 
@@ -115,7 +115,8 @@ class RequestStream:
         if self._ended:
             return
         if output.error is not None or output.finish_reason == "error":
-            self.fail(RequestFailedError(output.error or "The engine failed on this request."))
+            message = output.error or "The engine failed on this request."
+            self.fail(RequestError(message, output.param) if output.param else RequestFailedError(message))
             return
         if output.prompt_logprobs is not None:
             self.prompt_logprobs += output.prompt_logprobs

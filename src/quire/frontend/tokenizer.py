@@ -52,6 +52,7 @@ class Tokenizer:
         self.chat_template = template
         added = core.get_added_tokens_decoder()
         self._special = frozenset(i for i, token in added.items() if token.special)
+        self._added = frozenset(added)
         self._lane = choose_lane(self, msgspec.json.decode(core.to_str())["decoder"])
         self._pool: ThreadPoolExecutor | None = None
 
@@ -118,9 +119,23 @@ class Tokenizer:
         token_id: int | None = self._core.token_to_id(token)
         return token_id
 
+    def end_token_ids(self) -> tuple[int, ...]:
+        """The tokenizer's own eos_token, for checkpoints whose config names no end token."""
+        token = self.special_tokens.get("eos_token")
+        token_id = self.token_to_id(token) if token else None
+        return () if token_id is None else (token_id,)
+
     def is_special(self, token_id: int) -> bool:
         """Whether `skip_special_tokens` leaves this token out."""
         return token_id in self._special
+
+    def is_added(self, token_id: int) -> bool:
+        """Whether this token stands for a fixed text that never runs together with others."""
+        return token_id in self._added
+
+    def special_by_text(self) -> dict[str, int]:
+        """The special tokens by their texts."""
+        return {token: i for i in self._special if (token := self.id_to_token(i))}
 
     # ---- text → ids ----------------------------------------------------------------------------------------------
 

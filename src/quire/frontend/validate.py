@@ -20,9 +20,11 @@ from quire.errors import RequestError
 from quire.frontend.aliases import with_both_names, with_new_names
 from quire.frontend.combinations import adjusted, check_together
 from quire.frontend.fields import ABSENT, NOT_OFFERED, known_but_absent
+from quire.frontend.form import notices_of_form, wanted_form
 from quire.frontend.parsers import ToolPlan, check_calls_in_messages, plan_tools
 from quire.frontend.templates import RESERVED
 from quire.params import SamplingParams
+from quire.structured import StructuredOutputsParams
 
 MAX_DEPTH = 64
 MAX_CHOICES = 16
@@ -97,6 +99,21 @@ class GenerateRequest(Request, kw_only=True):
     return_token_ids: bool = False
     return_tokens_as_token_ids: bool = False
     request_id: str | None = None
+    response_format: dict[str, Any] | None = None
+    structured_outputs: dict[str, Any] | None = None
+    guided_json: Any = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    guided_whitespace_pattern: str | None = None
+
+    def wanted_form(self) -> StructuredOutputsParams | None:
+        """What the answer must look like; None if it is free.
+
+        Raises:
+            RequestError: the field is not as it should be, or there are two.
+        """
+        return wanted_form(self)
 
     def wanted_logprobs(self) -> int | None:
         """How many alternatives to report per token; None for no log-probabilities at all."""
@@ -146,10 +163,11 @@ class GenerateRequest(Request, kw_only=True):
             max_tokens=self.wanted_tokens(),
             logprobs=self.wanted_logprobs(),
             prompt_logprobs=self.wanted_prompt_logprobs(),
+            structured_outputs=self.wanted_form(),
         )
 
     def adjust(self) -> list[str]:
-        return adjusted(self)
+        return [*notices_of_form(self), *adjusted(self)]
 
     def check(self) -> None:
         _limit("n", self.n, 1, MAX_CHOICES)
@@ -173,6 +191,7 @@ class GenerateRequest(Request, kw_only=True):
         if self.cache_salt and not _SALT.fullmatch(self.cache_salt):
             raise RequestError("cache_salt takes 1..128 letters, digits, '_', '.' and '-'.", param="cache_salt")
         _limit("priority", self.priority, -(2**31), 2**31 - 1)
+        self.wanted_form()
 
 
 _OPTIONAL_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
@@ -235,11 +254,11 @@ class ChatRequest(GenerateRequest, kw_only=True):
         if not self.messages:
             raise RequestError("messages is empty; at least one message is needed.", param="messages")
         _check_template_kwargs(self.chat_template_kwargs)
-        if self.tool_plan().schema is not None:
+        form = self.wanted_form()
+        if self.tool_plan().schema is not None and form is not None:
             raise RequestError(
-                "tool_choice: 'auto' and 'none' are offered so far; an answer cannot be held to a function yet.",
-                param="tool_choice",
-                code="unsupported_parameter",
+                f"tool_choice asks for a call and {form.source} for an answer of another form; leave one of them out.",
+                param=form.source,
             )
         check_calls_in_messages(self.messages)
         self.messages = [_plain_message(message, i) for i, message in enumerate(self.messages)]

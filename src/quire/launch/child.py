@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from quire.checkpoint import read_facts, resolve
+from quire.checkpoint import ModelFacts, read_facts, resolve
 from quire.config import EngineConfig
 from quire.engine.core import EngineCore
 from quire.engine.executors import InlineExecutor, ThreadExecutor
+from quire.engine.grammar.pace import Pace
 from quire.engine.kv.manager import KVManager
 from quire.engine.kv.pool import BlockPool
 from quire.engine.process import EngineProcess, Wire
@@ -23,6 +24,7 @@ from quire.engine.scheduler.limits import Limit, LongPromptCap, MixedStep
 from quire.engine.scheduler.policy import POLICIES
 from quire.engine.scheduler.scheduler import Scheduler
 from quire.errors import ConfigError, QuireError, StartupError
+from quire.launch.constraints import build_constraints
 from quire.launch.cores import may_run_on_cpu
 from quire.messages import Progress, Ready, StartFailed
 from quire.worker.kernels import native_build
@@ -43,28 +45,32 @@ def main() -> None:
     cores = os.sched_getaffinity(0)  # before OpenMP binds this thread to one of them
     threading.Thread(target=_die_with_parent, name="quire-lifeline", daemon=True).start()
     try:
-        worker, ready = _build_worker(config, wire)
+        worker, ready, facts = _build_worker(config, wire)
     except Exception as error:  # noqa: BLE001 - every cause of a failed start goes to the parent
         _report(error, wire)
         wire.close()
         sys.exit(1)
-    scheduler = _build_scheduler(config, ready)
+    pace = Pace()
+    scheduler = _build_scheduler(config, ready, pace)
+    constraints = build_constraints(config, facts, ready, scheduler, pace)
     wire.send(ready)
     if worker.device.type == "cpu":
-        _run_beside_device(ThreadExecutor(worker), scheduler, wire, cores)
+        executor = ThreadExecutor(worker)
+        _run_beside_device(executor, EngineCore(scheduler, executor, constraints), wire, cores)
     else:
-        EngineProcess(EngineCore(scheduler, InlineExecutor(worker)), wire).run()
+        EngineProcess(EngineCore(scheduler, InlineExecutor(worker), constraints), wire).run()
+    constraints.close()
     wire.close()
 
 
-def _run_beside_device(executor: ThreadExecutor, scheduler: Scheduler, wire: Wire, cores: set[int]) -> None:
+def _run_beside_device(executor: ThreadExecutor, core: EngineCore, wire: Wire, cores: set[int]) -> None:
     """The loop in a thread, the device in this one; an error in the loop ends the process."""
     errors: list[BaseException] = []
 
     def loop() -> None:
         os.sched_setaffinity(0, cores)  # not the one core that this thread's maker is bound to
         try:
-            EngineProcess(EngineCore(scheduler, executor), wire).run()
+            EngineProcess(core, wire).run()
         except BaseException as error:  # noqa: BLE001 - raised below, in the main thread
             errors.append(error)
         finally:
@@ -78,7 +84,7 @@ def _run_beside_device(executor: ThreadExecutor, scheduler: Scheduler, wire: Wir
         raise errors[0]
 
 
-def _build_worker(config: EngineConfig, wire: Wire) -> tuple[Worker, Ready]:
+def _build_worker(config: EngineConfig, wire: Wire) -> tuple[Worker, Ready, ModelFacts]:
     started = time.monotonic()
     if may_run_on_cpu(config) and config.model.cpu_kernels != "torch":
         native_build.current()  # compiles, if it must, while torch is imported and weights are read
@@ -91,7 +97,7 @@ def _build_worker(config: EngineConfig, wire: Wire) -> tuple[Worker, Ready]:
     worker = Worker(config, folder, facts, lambda stage, done, total: wire.send(Progress(stage, done, total)))
     found = worker.facts
     seconds = {"resolve": resolved - started, "import": imported - resolved, **found.seconds}
-    return worker, Ready(
+    ready = Ready(
         device=found.device,
         dtype=found.dtype,
         weights_bytes=found.weights_bytes,
@@ -107,15 +113,17 @@ def _build_worker(config: EngineConfig, wire: Wire) -> tuple[Worker, Ready]:
         vocab_size=facts.vocab_size,
         seconds=seconds,
     )
+    return worker, ready, facts
 
 
-def _build_scheduler(config: EngineConfig, ready: Ready) -> Scheduler:
+def _build_scheduler(config: EngineConfig, ready: Ready, pace: Pace) -> Scheduler:
     threshold = config.scheduler.long_prefill_token_threshold
     limits: list[Limit] = []
     if threshold:
         limits.append(LongPromptCap(threshold))
     if ready.mixed_sizes:
         limits.append(MixedStep(tuple(ready.mixed_sizes), ready.mixed_patience, ready.mixed_alone))
+    limits.append(pace)
     pool = BlockPool(ready.num_blocks)
     return Scheduler(
         KVManager(pool, ready.block_size, prefix_caching=config.cache.enable_prefix_caching),

@@ -6,6 +6,7 @@ from typing import Any
 
 from quire.errors import RequestError
 from quire.frontend.aliases import REASONING
+from quire.frontend.called import held_to_calls
 from quire.frontend.parsers import (
     Content,
     Event,
@@ -43,8 +44,10 @@ class ChatCompletions(GenerateRoute[ChatRequest]):
             )
         service.check_logprobs("top_logprobs", request.wanted_logprobs())
         params = request.sampling_params(service.default_sampling)
+        plan = request.tool_plan()
+        grammar = held_to_calls(plan, params.structured_outputs, service, call.warnings)
         tools = request.tools if request.tool_choice != "none" else None
-        if tools and service.tool_parser is None:
+        if tools and service.tool_parser is None and plan.schema is None:
             call.warnings.append("tools has no effect: this model's chat template takes none.")
         text = await service.render_chat_async(
             request.messages,
@@ -69,7 +72,9 @@ class ChatCompletions(GenerateRoute[ChatRequest]):
                 cache_salt=request.cache_salt,
                 name=call.id,
                 arrival=call.arrival,
-                markers=service.answer_parser(request.tool_plan(), text).markers,
+                markers=service.answer_parser(plan, text).markers,
+                grammar=grammar,
+                thinks=True,
             )
         except RequestError as error:
             if error.param == "max_tokens" and request.max_completion_tokens is not None:

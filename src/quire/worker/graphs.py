@@ -9,7 +9,7 @@ write some numbers and to launch. Two shapes of step have graphs:
 
 A step takes the next size up; places that are over belong to the null row.
 Each shape comes in kinds: greedy, fused, adjusted are with sampling; eager ends with the logits, where a row wants what
-cannot be captured. Graphs are made when first needed, and in spare time, largest first.
+cannot be captured, or waits for its mask. Graphs are made when first needed, and in spare time, largest first.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class StepGraphs(ABC, Generic[Size]):
     def launch(self, plan: StepPlan) -> RingResult | torch.Tensor:
         """Run the step: its tokens on their way, or its logits [samples, vocab] where sampling is not captured."""
         num = len(plan.samples)
-        kind = self._parts.sampler.variant([plan.rows[index] for index in plan.samples])
+        kind = EAGER if plan.masked else self._parts.sampler.variant([plan.rows[index] for index in plan.samples])
         size = self._pick(plan, kind)
         captured = self._graphs[size, kind]
         slot = self._ring.next_slot()

@@ -49,7 +49,7 @@ class Graphs(Protocol):
         """Whether a graph can run this step."""
 
     def launch(self, plan: StepPlan) -> Any:
-        """Run it: what waits for its tokens, or its logits where they are still to be sampled."""
+        """Run it: what waits for its tokens, or its logits where they are still to be sampled, as with masks."""
 
     def capture_next(self) -> bool:
         """Use spare time for a graph that is missing; whether there was one."""

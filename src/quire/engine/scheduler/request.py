@@ -27,6 +27,7 @@ class Request:
         num_computed: tokens planned into steps so far.
         num_pending: tokens sampled, or about to be, that the host has not seen.
         num_cached: tokens that the prefix cache gave at the latest admission.
+        void_epoch: a token that was sampled before this many preemptions and not seen yet is thrown away.
         needs_free: free blocks that the last failed admission asked for; no use trying with fewer.
         group: of requests with the same prompt; -1 is none.
         num_scored: prompt tokens whose log-probability was given out, where they are asked for; the first has none.
@@ -59,6 +60,7 @@ class Request:
         "state",
         "stop_token_ids",
         "tokens",
+        "void_epoch",
     )
 
     def __init__(self, message: AddRequest, *, seq: int, max_model_len: int, arrival: float) -> None:
@@ -85,6 +87,7 @@ class Request:
         self.num_cached = 0
         self.num_scored = 1
         self.needs_free = 0
+        self.void_epoch = -1
         # kept by the KV manager
         self.blocks: list[int] = []
         self.digests: list[Digest] = []

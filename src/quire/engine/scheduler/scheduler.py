@@ -120,6 +120,21 @@ class Scheduler:
         if request.state == "held":
             self._arrive(request)
 
+    def hold(self, request: Request, *, void: bool = False) -> None:
+        """Take a request out of the line, and off the device, until `release_hold`.
+
+        void: the token that is being sampled for it is thrown away when it comes.
+        """
+        if void:
+            request.void_epoch = request.num_preemptions
+        if request.state == "running":
+            self._leave_device(request)
+            request.num_preemptions += 1
+            request.state = "held"
+        elif request.state == "waiting":
+            self._waiting.remove(request)
+            request.state = "held"
+
     def abort(self, ids: Iterable[int]) -> None:
         """End these requests now, whatever they are doing; unknown ids are ignored."""
         for id_ in ids:
@@ -130,16 +145,16 @@ class Scheduler:
         """Forget every cached prefix; requests that run keep their blocks."""
         self._kv.pool.forget_all()
 
-    def fail(self, request: Request, error: str) -> None:
-        """End one request because of an error of its own."""
+    def fail(self, request: Request, error: str, param: str | None = None) -> None:
+        """End one request because of an error of its own; `param` is the field to blame, if one is."""
         if request.state != "finished":
-            self._finish(request, "error", error=error)
+            self._finish(request, "error", error=error, param=param)
 
     # ---- the two halves of a step --------------------------------------------------------------------------------
 
     def plan(self) -> Step | None:
         """The next step, or None if no request can run. Costs O(rows in the step)."""
-        plan = StepPlan(self._num_steps, [], [], [], [], [], [])
+        plan = StepPlan(self._num_steps, [], [], [], [], [], [], [])
         shares: list[Share] = []
         backlog = self._backlog() if self._limits else 0
         for limit in self._limits:
@@ -335,6 +350,8 @@ class Scheduler:
         request = share.request
         if token is not None:
             request.num_pending -= 1
+            if share.epoch == request.void_epoch:
+                return
             request.tokens.append(token)
         if request.state == "running" and share.epoch == request.num_preemptions:
             self._kv.remember(request, share.end)
@@ -361,6 +378,7 @@ class Scheduler:
         logprobs: list[TokenLogprobs] | None,
         reason: FinishReason | None,
         error: str | None = None,
+        param: str | None = None,
     ) -> None:
         first = request.num_output == len(token_ids)
         self._outbox.append(
@@ -372,12 +390,15 @@ class Scheduler:
                 logprobs=logprobs,
                 queued_s=request.started - request.arrival if first and request.started is not None else 0.0,
                 error=error,
+                param=param,
             )
         )
 
-    def _finish(self, request: Request, reason: FinishReason, error: str | None = None) -> None:
+    def _finish(
+        self, request: Request, reason: FinishReason, error: str | None = None, param: str | None = None
+    ) -> None:
         """End a request from outside of a step."""
-        self._emit(request, [], None, reason, error)
+        self._emit(request, [], None, reason, error, param)
         self._retire(request, reason)
 
     def _retire(self, request: Request, reason: FinishReason) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from quire.frontend.parsers.checks import check_calls_in_messages
 from quire.frontend.parsers.choice import NO_TOOLS, ToolPlan, plan_tools
-from quire.frontend.parsers.compose import make_parser
+from quire.frontend.parsers.compose import find_thoughts, make_parser
 from quire.frontend.parsers.detect import detect
 from quire.frontend.parsers.protocol import (
     Answer,
@@ -41,6 +41,7 @@ __all__ = [
     "ToolSet",
     "check_calls_in_messages",
     "detect",
+    "find_thoughts",
     "make_parser",
     "plan_tools",
     "read_whole",

@@ -19,7 +19,7 @@ from typing import ClassVar
 
 from quire.frontend.parsers.json_text import scan_string, scan_value, whole_json
 from quire.frontend.parsers.machine import Machine
-from quire.frontend.parsers.protocol import ANY_TOOLS, ToolCallEnd, ToolCallStart, ToolSet
+from quire.frontend.parsers.protocol import ANY_TOOLS, CallForm, ToolCallEnd, ToolCallStart, ToolSet
 from quire.frontend.parsers.reader import SPACE, Markers, NotACall, Truncated, Wait, markers_of
 
 MAX_NAME = 256
@@ -45,11 +45,13 @@ class ToolParser(Machine):
         openers: texts that begin calls.
         line_openers: characters that may begin calls at the start of a line.
         closers: texts that end a call or several; a call that went wrong ends there.
+        form: how a call is spelt, where it can be held to its schema; None if it cannot.
     """
 
     openers: ClassVar[tuple[str, ...]] = ()
     line_openers: ClassVar[str] = ""
     closers: ClassVar[tuple[str, ...]] = ()
+    form: ClassVar[CallForm | None] = None
 
     def __init__(self, tools: ToolSet = ANY_TOOLS, *, make_id: Callable[[int, str], str] | None = None) -> None:
         super().__init__()

@@ -8,7 +8,7 @@ from typing import TypeVar
 from quire.errors import ConfigError
 from quire.frontend.parsers.calls import ToolParser
 from quire.frontend.parsers.choice import ToolPlan
-from quire.frontend.parsers.protocol import Content, Event, Parser, Reasoning, ToolSet
+from quire.frontend.parsers.protocol import Content, Event, Parser, Reasoning, Thoughts, ToolSet
 from quire.frontend.parsers.reasoning import REASONING_PARSERS
 from quire.frontend.parsers.tools import TOOL_PARSERS
 from quire.frontend.parsers.tools.forced import NamedParser, RequiredParser
@@ -111,6 +111,13 @@ def _tool_parser(plan: ToolPlan, name: str | None, constrained: bool, make_id: M
     if constrained and plan.reader == "required":
         return RequiredParser(tools, make_id=make_id)
     return family(tools, make_id=make_id) if family else None
+
+
+def find_thoughts(reasoning_parser: str | None, prompt: str | None) -> Thoughts:
+    """Where the thoughts are in an answer to this prompt; none without a parser."""
+    if reasoning_parser is None:
+        return Thoughts()
+    return find("reasoning", reasoning_parser, REASONING_PARSERS)(prompt).thoughts
 
 
 def find(kind: str, name: str, table: Mapping[str, T]) -> T:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from quire.frontend.parsers.protocol import Content, Event, Reasoning, ToolCallArguments
+from quire.frontend.parsers.protocol import Content, Event, Reasoning, Thoughts, ToolCallArguments
 from quire.frontend.parsers.reader import NotACall, Reader, Wait
 
 HELD_LIMIT = 1 << 20
@@ -29,6 +29,11 @@ class Machine:
         self._pieces: list[str] = []
         self._num_fed = 0
         self._grammar = self._run()
+
+    @property
+    def thoughts(self) -> Thoughts:
+        """Where the thoughts of this output are; none."""
+        return Thoughts()
 
     def feed(self, text: str) -> list[Event]:
         """What these characters make certain."""

@@ -9,7 +9,7 @@ every way of cutting the text into pieces; a whole answer is one piece.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -49,6 +49,36 @@ class ToolCallEnd(msgspec.Struct, frozen=True):
 
 
 Event = Content | Reasoning | ToolCallStart | ToolCallArguments | ToolCallEnd
+
+
+class Thoughts(NamedTuple):
+    """Where the thoughts of an answer are.
+
+    Attributes:
+        inside: the output begins with them.
+        openers: texts that begin them.
+        closers: texts that end them.
+    """
+
+    inside: bool = False
+    openers: tuple[str, ...] = ()
+    closers: tuple[str, ...] = ()
+
+
+class CallForm(NamedTuple):
+    """How one call is spelt.
+
+    Attributes:
+        trigger: what cannot be anything but the beginning of a call.
+        name: what stands between the trigger and the function's name.
+        arguments: between the name and the arguments, which are JSON.
+        end: behind the arguments.
+    """
+
+    trigger: str
+    name: str
+    arguments: str
+    end: str
 
 
 class Parser(Protocol):

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from quire.frontend.parsers.machine import Machine
+from quire.frontend.parsers.protocol import Thoughts
 from quire.frontend.parsers.reader import SPACE, Wait, markers_of
 
 _MAX_GAP = 256
@@ -39,6 +40,11 @@ class ThinkingParser(Machine):
         super().__init__()
         self._inside = self._begins_inside(prompt)
         self._num_breaks = 0
+
+    @property
+    def thoughts(self) -> Thoughts:
+        """Between the tags."""
+        return Thoughts(self._inside, self.openers, self.closers)
 
     def _begins_inside(self, prompt: str | None) -> bool:
         end = (prompt or "").rstrip()

@@ -24,17 +24,23 @@ def uniform(seeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
 
 
 def draw(logits: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """Token ids [rows] int64, distributed as softmax(logits [rows, vocab]) over uniform noise [rows]."""
+    """Token ids [rows] int64, distributed as softmax(logits [rows, vocab]) over uniform noise [rows].
+
+    Where no token is possible, or a logit is NaN, it is some token of the vocabulary: one request's contradictory
+    wishes must not end the others'.
+    """
     rows, vocab = logits.shape
     weights = (logits - logits.amax(dim=1, keepdim=True)).exp_()
     weights = F.pad(weights, (0, -vocab % GROUP)).view(rows, -1, GROUP)
     running = weights.sum(dim=2, dtype=torch.float64).cumsum(dim=1)  # [rows, groups]
     target = _below(noise * running[:, -1], running[:, -1])
     group = torch.searchsorted(running, target[:, None], right=True)  # first with running > target
+    group.clamp_(max=running.shape[1] - 1)
     before = F.pad(running, (1, 0)).gather(1, group)
     inside = weights.gather(1, group[:, :, None].expand(-1, -1, GROUP))[:, 0].double().cumsum(dim=1)
     rest = _below(target - before[:, 0], inside[:, -1])
-    return group[:, 0] * GROUP + torch.searchsorted(inside, rest[:, None], right=True)[:, 0]
+    token = group[:, 0] * GROUP + torch.searchsorted(inside, rest[:, None], right=True)[:, 0]
+    return token.clamp_(max=vocab - 1)
 
 
 def _below(value: torch.Tensor, bound: torch.Tensor) -> torch.Tensor:

@@ -15,8 +15,6 @@ def apply_masks(logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
         return logits
     vocab = logits.shape[1]
     bits = np.stack([np.frombuffer(mask, dtype=np.uint8) for mask in batch.masks.values()])
-    allowed = np.unpackbits(bits, axis=1, bitorder="little")[:, :vocab].astype(bool)
-    index = upload(torch.tensor(list(batch.masks)), logits.device)
-    forbidden = upload(torch.from_numpy(~allowed), logits.device)
-    logits[index] = logits[index].masked_fill(forbidden, float("-inf"))
-    return logits
+    forbidden = np.zeros((len(logits), vocab), dtype=bool)
+    forbidden[list(batch.masks)] = np.unpackbits(~bits, axis=1, bitorder="little")[:, :vocab]
+    return logits.masked_fill_(upload(torch.from_numpy(forbidden), logits.device), float("-inf"))

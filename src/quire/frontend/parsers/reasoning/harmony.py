@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from quire.frontend.parsers.harmony import HarmonyParser
+from quire.frontend.parsers.harmony import CHANNEL, CONSTRAIN, MESSAGE, HarmonyParser
+from quire.frontend.parsers.protocol import Thoughts
 
 
 class HarmonyReasoningParser(HarmonyParser):
@@ -13,6 +14,12 @@ class HarmonyReasoningParser(HarmonyParser):
     """
 
     reads_calls = False
+
+    @property
+    def thoughts(self) -> Thoughts:
+        """All messages before the final one, headers included."""
+        final = CHANNEL + "final"
+        return Thoughts(True, (), (final + MESSAGE, f"{final} {CONSTRAIN}json{MESSAGE}"))
 
     def __init__(self, prompt: str | None = None) -> None:
         super().__init__()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from quire.frontend.parsers.calls import JsonToolParser
+from quire.frontend.parsers.protocol import CallForm
 
 
 class HermesParser(JsonToolParser):
@@ -11,6 +12,7 @@ class HermesParser(JsonToolParser):
     openers = ("<tool_call>",)
     closers = ("</tool_call>",)
     markers = ("<tool_call>", "</tool_call>")
+    form = CallForm("<tool_call>", '\n{"name": "', '", "arguments": ', "}\n</tool_call>")
 
 
 class LongcatParser(JsonToolParser):
@@ -19,3 +21,4 @@ class LongcatParser(JsonToolParser):
     openers = ("<longcat_tool_call>",)
     closers = ("</longcat_tool_call>",)
     markers = ("<longcat_tool_call>", "</longcat_tool_call>")
+    form = CallForm("<longcat_tool_call>", '\n{"name": "', '", "arguments": ', "}\n</longcat_tool_call>")
