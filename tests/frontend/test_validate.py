@@ -10,7 +10,8 @@ import msgspec
 import pytest
 
 from quire.errors import RequestError
-from quire.frontend.validate import MAX_DEPTH, ChatRequest, CompletionRequest, decode
+from quire.frontend.decode import MAX_DEPTH, decode
+from quire.frontend.validate import ChatRequest, CompletionRequest
 
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}]}
 TEXT: dict[str, Any] = {"prompt": "hi"}

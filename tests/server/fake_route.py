@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from quire.frontend.validate import Request, decode
+from quire.frontend.decode import decode
+from quire.frontend.validate import Request
 from quire.server.asgi import Receive, Scope, Send, answer
 from quire.server.generate import warnings_header
 from quire.server.limits import read_json_body

@@ -17,7 +17,8 @@ from fake_engine import FakeClient, Running, running
 
 from quire.errors import RequestError
 from quire.frontend.aliases import REQUEST_FIELDS
-from quire.frontend.validate import Request, decode
+from quire.frontend.decode import decode
+from quire.frontend.validate import Request
 from quire.server.app import ROUTES
 from quire.server.docs import routes_about
 from quire.server.notes import NOTES

@@ -13,8 +13,9 @@ from fake_engine import FakeClient, Running, running
 
 from quire.errors import RequestError
 from quire.frontend.aliases import REQUEST_FIELDS
+from quire.frontend.decode import decode
 from quire.frontend.fields import ELSEWHERE
-from quire.frontend.validate import ChatRequest, CompletionRequest, decode
+from quire.frontend.validate import ChatRequest, CompletionRequest
 
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 5}
 TEXT: dict[str, Any] = {"prompt": "hi", "max_tokens": 5}

@@ -1,40 +1,29 @@
-"""The one validator: from the bytes of a request body to a typed request, or a RequestError that names the field.
-
-    body ── strict JSON (no NaN, depth, names) ── fields we know but lack ── types ── counts ──► request + warnings
-
-Nothing is ignored in silence: a field that would change the answer and is not offered is an error; one that cannot
-change it, or that nobody knows, is named in the response's warnings.
-"""
+"""The requests that are served, field by field; each checks what types cannot say. `decode` makes them of bodies."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import msgspec
 
-from quire.config import did_you_mean
 from quire.errors import RequestError
-from quire.frontend.aliases import with_both_names, with_new_names
 from quire.frontend.combinations import adjusted, check_together
-from quire.frontend.fields import ABSENT, NOT_OFFERED, known_but_absent
+from quire.frontend.decode import printable
 from quire.frontend.form import notices_of_form, wanted_form
 from quire.frontend.parsers import ToolPlan, check_calls_in_messages, plan_tools
+from quire.frontend.plain_messages import plain_message
 from quire.frontend.templates import RESERVED
 from quire.params import SamplingParams
 from quire.structured import StructuredOutputsParams
 
-MAX_DEPTH = 64
 MAX_CHOICES = 16
 MAX_PROMPTS = 64
 MAX_STOP_BYTES = 256
 MAX_TEMPLATE_KWARGS = 32
-MAX_WARNINGS = 20
 REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 _SALT = re.compile(r"[A-Za-z0-9_.-]{1,128}")
-_R = TypeVar("_R", bound="Request")
 
 
 class StreamOptions(msgspec.Struct, kw_only=True):
@@ -261,7 +250,7 @@ class ChatRequest(GenerateRequest, kw_only=True):
                 param=form.source,
             )
         check_calls_in_messages(self.messages)
-        self.messages = [_plain_message(message, i) for i, message in enumerate(self.messages)]
+        self.messages = [plain_message(message, i) for i, message in enumerate(self.messages)]
 
     def tool_plan(self) -> ToolPlan:
         """What its tools mean for the answer.
@@ -349,7 +338,7 @@ class TokenizeRequest(Request, kw_only=True):
         _check_template_kwargs(self.chat_template_kwargs)
         plan_tools(self.tools)
         if self.messages is not None:
-            self.messages = [_plain_message(message, i) for i, message in enumerate(self.messages)]
+            self.messages = [plain_message(message, i) for i, message in enumerate(self.messages)]
 
 
 class DetokenizeRequest(Request, kw_only=True):
@@ -358,221 +347,9 @@ class DetokenizeRequest(Request, kw_only=True):
     tokens: list[int]
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# decoding
-
-
-def decode(body: bytes, kind: type[_R], *, strict: bool = False) -> tuple[_R, list[str]]:
-    """A checked request, and warnings about fields without effect; each begins with the field's name.
-
-    Args:
-        body: JSON.
-        kind: the type of the route's requests.
-        strict: a field without effect is an error.
-
-    Raises:
-        RequestError: anything that cannot be served as written.
-    """
-    values = {name: value for name, value in _json_object(body).items() if value is not None}
-    with_new_names(values, kind.__struct_fields__)
-    warnings = _sort_out(values, kind)
-    refuse_if(strict, warnings)
-    try:
-        request = msgspec.convert(values, kind, strict=True)
-    except msgspec.ValidationError as error:
-        raise _explain(str(error)) from None
-    request.check()
-    adjusted = request.adjust()
-    refuse_if(strict, adjusted)
-    return request, warnings + adjusted
-
-
-def refuse_if(strict: bool, warnings: list[str]) -> None:
-    """Turn the first warning into an error.
-
-    Raises:
-        RequestError: names the field.
-    """
-    if strict and warnings:
-        field = warnings[0].split(" ", 1)[0]
-        raise RequestError(
-            f"{warnings[0]} This server runs with --strict.", param=field, code="parameter_without_effect"
-        )
-
-
-def _json_object(body: bytes) -> dict[str, Any]:
-    try:
-        values = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise _not_json(body, error) from None
-    except (RecursionError, ValueError):
-        raise RequestError("The body is not JSON that can be taken: nested or numbers too long.") from None
-    if not isinstance(values, dict):
-        raise RequestError("The body must be a JSON object.", code="invalid_json")
-    num_names = _check_depth(values)
-    if num_names != _STRING.sub(b"", body).count(b":"):
-        raise RequestError(f"{_given_twice(body)} is given twice.", code="invalid_json")
-    return values
-
-
-_NOT_A_NUMBER = re.compile(
-    rb'"(\w{1,64})"\s*:\s*(?:\[\s*)?(-?(?:NaN|Infinity)\b|-?\d{1,400}(?:\.\d+)?[eE]\+?\d{3,}|-?\d{20,400})'
-)
-_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
-"""A text in valid JSON; outside of these each colon stands after a name."""
-
-
-def _not_json(body: bytes, error: Exception) -> RequestError:
-    """Numbers that JSON cannot hold come from programs, in one field: name it."""
-    found = _NOT_A_NUMBER.search(body)
-    if found is None:
-        return RequestError(f"The body is not valid JSON: {error}.", code="invalid_json")
-    name, value = (group.decode()[:64] for group in found.groups())
-    return RequestError(f"{name} must be a finite number, got {value}.", param=name, code="invalid_json")
-
-
-def _given_twice(body: bytes) -> str:
-    """The first name that an object has twice."""
-
-    def look(pairs: list[tuple[str, Any]]) -> None:
-        seen: set[str] = set()
-        for name, _ in pairs:
-            if name in seen:
-                raise KeyError(name)
-            seen.add(name)
-
-    try:
-        json.loads(body, object_pairs_hook=look)
-    except KeyError as error:
-        return _printable(error.args[0])
-    return "A name"
-
-
-def _check_depth(values: Any) -> int:
-    """Count the names in all objects.
-
-    Raises:
-        RequestError: it is nested too deeply.
-    """
-    level, depth, num_names = [values], 0, 0
-    while level:
-        depth += 1
-        num_names += sum(len(parent) for parent in level if type(parent) is dict)
-        if depth > MAX_DEPTH:
-            raise RequestError(f"The JSON body is nested deeper than {MAX_DEPTH} levels.", code="invalid_json")
-        level = [
-            child
-            for parent in level
-            for child in (parent.values() if type(parent) is dict else parent)
-            if type(child) is dict or type(child) is list
-        ]
-    return num_names
-
-
-def _sort_out(values: dict[str, Any], kind: type[Request]) -> list[str]:
-    """Take out fields that the request type does not have; those that would matter are an error."""
-    known = kind.__struct_fields__
-    warnings: list[str] = []
-    for name in [name for name in values if name not in known]:
-        value = values.pop(name)
-        absent = known_but_absent(name, value)
-        if absent == NOT_OFFERED:
-            raise RequestError(
-                f"{name} is not offered by this server yet; leave it out.", param=name, code="unsupported_parameter"
-            )
-        if absent == ABSENT:
-            near = did_you_mean(name, set(known)) if len(warnings) < MAX_WARNINGS and len(name) <= 64 else ""
-            warnings.append(f"{_printable(name)} has no effect here.{near}")
-    if len(warnings) > MAX_WARNINGS:
-        warnings[MAX_WARNINGS:] = [f"{len(warnings) - MAX_WARNINGS} more fields have no effect here."]
-    return warnings
-
-
-def _printable(name: str) -> str:
-    """A field's name, as ASCII on one line."""
-    short = name if len(name) <= 64 else name[:64] + "..."
-    return short.encode("unicode_escape").decode("ascii")
-
-
-_AT = re.compile(r"(.*?)(?: - at `(?:key in )?\$\.?(.*?)`)?$", re.DOTALL)
-_MISSING = re.compile(r"Object missing required field `(\w+)`")
-
-
-def _explain(message: str) -> RequestError:
-    """A type error in our words: the path, and what was expected."""
-    missing = _MISSING.match(message)
-    if missing:
-        return RequestError(f"{missing.group(1)} is missing.", param=missing.group(1), code="missing_parameter")
-    match = _AT.match(message)
-    reason, path = (match.group(1), match.group(2)) if match else (message, None)
-    reason = reason.replace("`", "").replace(" | null", "")
-    reason = reason[:1].lower() + reason[1:]
-    param = re.split(r"[.\[]", path)[0] if path else None
-    return RequestError(f"{path or 'body'}: {reason}.", param=param or None, code="invalid_type")
-
-
 def _limit(name: str, value: int, low: int, high: int, unit: str = "") -> None:
     if not low <= value <= high:
         raise RequestError(f"{name} must be in {low}..{high}{unit and ' ' + unit}, got {value}.", param=name)
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# messages
-
-
-def _plain_message(message: dict[str, Any], index: int) -> dict[str, Any]:
-    """A message as templates expect it: content as one text, arguments of tool calls as objects."""
-    where = f"messages[{index}]"
-    role = message.get("role")
-    if not isinstance(role, str) or not role or len(role) > 64:
-        raise RequestError(f"{where}.role must be a text such as 'user'.", param="messages")
-    plain = {**with_both_names(message), "content": _plain_content(message.get("content"), where)}
-    if plain["content"] is None and not message.get("tool_calls"):
-        raise RequestError(f"{where}.content must be text or a list of text parts.", param="messages")
-    if message.get("tool_calls") is not None:
-        plain["tool_calls"] = _plain_calls(message["tool_calls"], where)
-    return plain
-
-
-def _plain_content(content: Any, where: str) -> str | None:
-    if content is None or isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        raise RequestError(f"{where}.content must be text or a list of text parts.", param="messages")
-    texts = []
-    for i, part in enumerate(content):
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind != "text":
-            shown = _printable(kind) if isinstance(kind, str) else "?"
-            raise RequestError(
-                f"{where}.content[{i}] has type {shown!r}; this model takes parts of type 'text' only.",
-                param="messages",
-                code="unsupported_content",
-            )
-        if not isinstance(part.get("text"), str):
-            raise RequestError(f"{where}.content[{i}].text must be text.", param="messages")
-        texts.append(part["text"])
-    return "\n".join(texts)
-
-
-def _plain_calls(calls: Any, where: str) -> list[dict[str, Any]]:
-    if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
-        raise RequestError(f"{where}.tool_calls must be a list of objects.", param="messages")
-    return [_plain_call(call) for call in calls]
-
-
-def _plain_call(call: dict[str, Any]) -> dict[str, Any]:
-    """Templates want a tool call's arguments as an object; OpenAI's API carries them as JSON in a string."""
-    function = call.get("function")
-    arguments = function.get("arguments") if isinstance(function, dict) else None
-    if not isinstance(arguments, str):
-        return call
-    try:
-        parsed = msgspec.json.decode(arguments.encode() or b"{}")
-        _check_depth([parsed])
-    except (msgspec.DecodeError, RecursionError, ValueError, RequestError):
-        return call
-    return {**call, "function": {**function, "arguments": parsed}} if isinstance(function, dict) else call
 
 
 def _check_template_kwargs(kwargs: dict[str, Any]) -> None:
@@ -581,6 +358,6 @@ def _check_template_kwargs(kwargs: dict[str, Any]) -> None:
         raise RequestError(f"{field} takes {MAX_TEMPLATE_KWARGS} entries, got {len(kwargs)}.", param=field)
     for name, value in kwargs.items():
         if name in RESERVED or name.startswith("_"):
-            raise RequestError(f"{field}: {_printable(name)!r} is a reserved name.", param=field)
+            raise RequestError(f"{field}: {printable(name)!r} is a reserved name.", param=field)
         if not isinstance(value, (str, int, float, bool, type(None))):
-            raise RequestError(f"{field}: {_printable(name)!r} must be text, a number, true or false.", param=field)
+            raise RequestError(f"{field}: {printable(name)!r} must be text, a number, true or false.", param=field)

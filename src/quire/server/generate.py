@@ -15,9 +15,10 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, Generic, TypeVar
 
+from quire.frontend.decode import decode, refuse_if
 from quire.frontend.service import PreparedRequest, TextService
 from quire.frontend.streams import Delta, RequestStream
-from quire.frontend.validate import GenerateRequest, decode, refuse_if
+from quire.frontend.validate import GenerateRequest
 from quire.server.asgi import ClientGone, Receive, Scope, Send, answer, header, until_gone
 from quire.server.channel import channel_of
 from quire.server.errors import describe

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from quire.frontend.decode import MAX_DEPTH
 from quire.frontend.validate import (
     MAX_CHOICES,
-    MAX_DEPTH,
     MAX_PROMPTS,
     MAX_STOP_BYTES,
     MAX_TEMPLATE_KWARGS,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from quire.frontend.decode import decode
 from quire.frontend.service import TextService
-from quire.frontend.validate import DetokenizeRequest, TokenizeRequest, decode
+from quire.frontend.validate import DetokenizeRequest, TokenizeRequest
 from quire.server.asgi import Receive, Scope, Send, answer
 from quire.server.generate import warnings_header
 from quire.server.limits import read_json_body
