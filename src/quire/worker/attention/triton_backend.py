@@ -9,10 +9,13 @@ which all run one needs nothing from it and can be captured.
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+import triton
 
 from quire.worker.attention.protocol import AttentionSpec, GraphSupport, HeadNorms, KVSpec, Turn
 from quire.worker.batch import Batch
@@ -24,12 +27,14 @@ from quire.worker.kernels.decode_attention import (
     plan_decode,
 )
 from quire.worker.kernels.prefill_attention import PrefillTiles, prefill_attention
-from quire.worker.kernels.prefill_hopper import fits, prefill_attention_hopper
 from quire.worker.kernels.rope import norm_turn_store
 from quire.worker.transfer import upload
 
 MIN_SPLIT = 128
 """Fewest tokens that are worth a program of their own."""
+
+HAS_GLUON = triton.__version__.startswith("3.6.")
+"""The interface of Gluon moves with every version; the Hopper kernel is written for this one."""
 
 LONG = 2048
 """Tokens from which on a request is long."""
@@ -159,15 +164,16 @@ class TritonAttention:
             choice = (PREFILL_TILES_FEW if few else PREFILL_TILES)[q.element_size()]
             tiles = (plan.tiles.requests, plan.tiles.starts, self.tile_tokens())
             if self._fits_hopper(q, kv, spec, plan.long):
-                prefill_attention_hopper(q, kv, out, *where, *tiles, scale=spec.scale)
+                _hopper().prefill_attention_hopper(q, kv, out, *where, *tiles, scale=spec.scale)
             else:
                 prefill_attention(q, kv, out, *where, *tiles, choice, **how)
         return out
 
     def _fits_hopper(self, q: torch.Tensor, kv: torch.Tensor, spec: AttentionSpec, long: bool) -> bool:
         """Small heads gain by it only where there is much to see."""
-        plain = spec.window is None and spec.soft_cap is None
-        return plain and (long or spec.head_dim > 64) and fits(spec.head_dim, kv.shape[3], q.dtype, q.device)
+        if spec.window is not None or spec.soft_cap is not None or not (long or spec.head_dim > 64):
+            return False
+        return HAS_GLUON and _hopper().fits(spec.head_dim, kv.shape[3], q.dtype, q.device)
 
     def _plan_decode(self, requests: torch.Tensor, batch: Batch) -> DecodePlan:
         """Enough requests to fill most of the chip are left whole."""
@@ -199,6 +205,11 @@ class TritonAttention:
         if key not in self._scratch:
             self._scratch[key] = DecodeScratch.make(self._extra(device), *key, device)
         return self._scratch[key]
+
+
+def _hopper() -> Any:
+    """The kernel's module, which not every Triton can import."""
+    return importlib.import_module("quire.worker.kernels.prefill_hopper")
 
 
 def _on_device(host: np.ndarray, device: torch.device) -> torch.Tensor:
