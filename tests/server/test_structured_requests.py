@@ -161,6 +161,19 @@ def test_a_refused_grammar_is_400_also_in_a_stream() -> None:
         server.close()
 
 
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [({"guided_regex": "a"}, "guided_regex"), ({"tools": TOOLS, "tool_choice": NAMED}, "tool_choice")],
+)
+def test_a_beam_search_takes_no_form(fields: dict[str, Any], param: str) -> None:
+    with client_of("x") as (client, server):
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.chat.completions.create(
+                model="fake", messages=MESSAGES, temperature=0, extra_body={"use_beam_search": True, **fields}
+            )
+        assert caught.value.param == param and not server.client.submitted
+
+
 def test_two_forms_are_refused() -> None:
     with client_of("x") as (client, server):
         with pytest.raises(openai.BadRequestError) as caught:

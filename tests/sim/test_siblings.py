@@ -74,7 +74,7 @@ def test_a_prompt_runs_once(prefix_caching: bool, rows: int, length: int, budget
     least = length + 5 * rest + outputs
     assert 1 <= rest <= BLOCK and least <= engine.num_run <= least + spare
     for message in messages:
-        assert engine.tokens[message.id] == expected_output(message, constrained=False, max_model_len=256)[0]
+        assert engine.tokens[message.id] == expected_output(message, constrained=None, max_model_len=256)[0]
 
 
 def test_without_a_group_and_a_cache_it_runs_each_time() -> None:
@@ -107,7 +107,7 @@ def test_when_the_first_is_aborted_the_next_goes_on(steps: int, victims: list[in
     engine.finish()
     for message in messages:
         if message.id not in victims:
-            assert engine.tokens[message.id] == expected_output(message, constrained=False, max_model_len=256)[0]
+            assert engine.tokens[message.id] == expected_output(message, constrained=None, max_model_len=256)[0]
     assert engine.num_run <= 60 + 16 * (steps + 1) + 4 * (8 + 5)
 
 

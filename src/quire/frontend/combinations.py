@@ -31,6 +31,7 @@ _NO_BEAMS: dict[str, tuple[Any, ...]] = {
     "stream": (False,),
     "structured_outputs": (None,),
     "response_format": (None, {"type": "text"}),
+    **dict.fromkeys(("guided_json", "guided_regex", "guided_choice", "guided_grammar"), (None,)),
 }
 """What has no place in a beam search, with the values that ask for nothing: it ranks by the model's probabilities."""
 

@@ -244,6 +244,8 @@ class ChatRequest(GenerateRequest, kw_only=True):
             raise RequestError("messages is empty; at least one message is needed.", param="messages")
         _check_template_kwargs(self.chat_template_kwargs)
         form = self.wanted_form()
+        if self.tool_plan().schema is not None and self.use_beam_search:
+            raise RequestError("tool_choice: a beam search cannot be held to a call.", param="tool_choice")
         if self.tool_plan().schema is not None and form is not None:
             raise RequestError(
                 f"tool_choice asks for a call and {form.source} for an answer of another form; leave one of them out.",
