@@ -186,19 +186,8 @@ def test_instructor(client: openai.OpenAI) -> None:
 
     ask = {"model": "demo", "temperature": 0, "max_retries": 0, "response_model": Person}
     ask["messages"] = [{"role": "user", "content": "Give me a JSON object with name Ada and age 7"}]
-    if not _forced_calls_are_offered(client):
-        pytest.skip("an answer cannot be held to a function yet")
     found = instructor.from_openai(client, mode=instructor.Mode.TOOLS).chat.completions.create(**ask)
     assert isinstance(found, Person)
-
-
-def _forced_calls_are_offered(client: openai.OpenAI) -> bool:
-    forced = {"type": "function", "function": {"name": "weather"}}
-    try:
-        client.chat.completions.create(model="demo", messages=MESSAGES, tools=[WEATHER], tool_choice=forced)
-    except openai.BadRequestError as error:
-        return error.code != "unsupported_parameter"
-    return True
 
 
 # ---------------------------------------------------------------------------------------------------------------

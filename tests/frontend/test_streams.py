@@ -143,6 +143,7 @@ def test_a_backlog_keeps_every_field() -> None:
         "queued_s": 0.5,
         "error": "lost",
         "prompt_logprobs": entry,
+        "param": "prompt",
     }
     assert set(values) == set(TokenOutput.__struct_fields__), "a new field needs a place here, and in `joined`"
     full, empty, stats = TokenOutput(**values), TokenOutput(1, []), EngineStats()  # type: ignore[arg-type]

@@ -27,6 +27,7 @@ def _both(earlier: TokenOutput, later: TokenOutput) -> TokenOutput:
         queued_s=earlier.queued_s or later.queued_s,  # sent with the first token only
         error=later.error,
         prompt_logprobs=_chained(earlier.prompt_logprobs, later.prompt_logprobs),
+        param=later.param,
     )
 
 
