@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def routes_about(routes: Sequence[Route]) -> tuple[Route, ...]:
     return everything
 
 
-class _Fixed:
+class _Fixed(ABC):
     """Answers with bytes that are made once, when they are first asked for."""
 
     media_type = "application/json"
@@ -46,9 +47,9 @@ class _Fixed:
     def __init__(self, state: ServerState) -> None:
         self._data: bytes | None = None
 
+    @abstractmethod
     def make(self) -> bytes:
         """The bytes."""
-        raise NotImplementedError
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._data is None:
