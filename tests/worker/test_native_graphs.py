@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -65,3 +68,23 @@ def test_repeated_steps_are_those_run_one_by_one(settings: dict[str, str]) -> No
     if graphs:
         assert isinstance(graphs[0], NativeGraphs)
         assert set(graphs[0]._programs) == set(SIZES)
+
+
+FIRST_STEPS = """
+import sys
+sys.path.insert(0, {folder!r})
+import test_native_graphs as here
+one = here.worker()
+here.run(one, here.plans(0))
+assert one._runner.graphs[0]._programs, "a step was captured"
+print([name for name in ("torch._dynamo", "torch._inductor", "sympy") if name in sys.modules])
+"""
+
+
+def test_the_first_steps_import_no_compiler() -> None:
+    """It is a thousand modules: the first request would wait a second for them."""
+    if worker()._runner.graphs == ():
+        pytest.skip("no native kernels here")
+    code = FIRST_STEPS.format(folder=str(Path(__file__).parent))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr

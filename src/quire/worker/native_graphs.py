@@ -164,6 +164,11 @@ def _feed(into: Batch, batch: Batch, num: int) -> None:
 class _Notes(TorchDispatchMode):
     """Every operation of torch, to be repeated into the same outputs; views and empty buffers are only kept alive."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here; what torch does for modes that might be is 1.2 s of imports at the first step."""
+        return False
+
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[Call | Callable[[], None]] = []
