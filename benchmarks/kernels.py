@@ -148,11 +148,10 @@ def decode(read_rate: float, sweep: bool) -> None:
     for name, (lens, heads, kv_heads, dim) in DECODE.items():
         bytes_read = sum(lens) * kv_heads * dim * 4
         sets = [Paged(lens, [1] * len(lens), heads, kv_heads, dim) for _ in range(max(1, min(8, 2**28 // bytes_read)))]
-        extra = -(-2 * 132 // kv_heads)
-        scratch = DecodeScratch.make(extra, heads, dim, DEVICE)
-        plans = [
-            plan_decode(p.rows, p.lens, extra, backend.MIN_SPLIT, backend.SPLIT_STEP, 184 // kv_heads) for p in sets
-        ]
+        processors = torch.cuda.get_device_properties(DEVICE).multi_processor_count
+        cut = next(cut for cut in backend.CUTS[2] if len(lens) * kv_heads / processors <= cut.fill)
+        scratch = DecodeScratch.make(cut.items(processors, kv_heads), heads, dim, DEVICE)
+        plans = [plan_decode(p.rows, p.lens, *cut.plan(processors, kv_heads)) for p in sets]
 
         def calls(
             tiles: DecodeTiles, sets: list[Paged] = sets, plans: list[Any] = plans, scratch: DecodeScratch = scratch
@@ -162,9 +161,7 @@ def decode(read_rate: float, sweep: bool) -> None:
                 for p, plan in zip(sets, plans, strict=True)
             ] * (8 // len(sets))
 
-        few = len(lens) * kv_heads <= 264
-        built_in = backend.DECODE_TILES_FEW[2] if few else backend.DECODE_TILES[2]
-        took, tiles = best_of([DecodeTiles(*t) for t in SWEEP_DECODE] if sweep else [built_in], calls)
+        took, tiles = best_of([DecodeTiles(*t) for t in SWEEP_DECODE] if sweep else [cut.tiles], calls)
         wrong = max(sets[0].error(line, 0) for line in (0, len(lens) // 2, len(lens) - 1))
         rate = bytes_read / took
         print(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -27,8 +28,14 @@ FORMATS = [(torch.float32, 2e-5), (torch.float16, 0.01), *([(torch.bfloat16, 0.0
 def test_random_mixed_steps(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = random.Random(seed)
     monkeypatch.setattr(triton_backend, "MIN_SPLIT", rng.choice([16, 64]))
-    monkeypatch.setattr(triton_backend, "SPLIT_STEP", 16)
-    monkeypatch.setattr(triton_backend.TritonAttention, "_fill", lambda *_: rng.choice([0, 9]))
+    if rng.random() < 0.6:  # splits are multiples of a tile
+        cuts = {
+            size: tuple(replace(cut, tiles=replace(cut.tiles, block=16)) for cut in triton_backend.CUTS[size])
+            for size in (2, 4)
+        }
+        monkeypatch.setattr(triton_backend, "CUTS", cuts)
+    fill = rng.choice([0, 1.5, 9])
+    monkeypatch.setattr(triton_backend.TritonAttention, "_fill", lambda *_: fill)
     processors = rng.choice([2, 8, 40])
     monkeypatch.setattr(triton_backend.TritonAttention, "_num_processors", lambda *_: processors)
     kv_heads, group, dim = rng.choice([1, 2, 3]), rng.choice([1, 2, 3, 4, 7]), rng.choice([8, 16, 64, 80])

@@ -10,6 +10,7 @@ which all run one needs nothing from it and can be captured.
 from __future__ import annotations
 
 import importlib
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,14 +40,44 @@ HAS_GLUON = triton.__version__.startswith("3.6.")
 LONG = 2048
 """Tokens from which on a request is long."""
 
-SPLIT_STEP = 128
-"""Splits are multiples of this, so that no tile is cut but the last."""
 
-DECODE_TILES = {2: DecodeTiles(32, 2, 4), 4: DecodeTiles(32, 4, 2)}
-DECODE_TILES_FEW = {2: DecodeTiles(128, 4, 2, early=True), 4: DecodeTiles(32, 4, 2, early=True)}
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """How requests that decode are cut into items and read, while whole ones are at most `fill` programs per
+    multiprocessor.
+
+    extra: items more than there are requests, in programs per multiprocessor.
+    whole: where there are enough of them, those of about the mean length are left whole.
+    """
+
+    fill: float
+    extra: int
+    whole: bool
+    tiles: DecodeTiles
+
+    def items(self, num_processors: int, num_kv_heads: int) -> int:
+        """How many items more than requests."""
+        return -(-self.extra * num_processors // num_kv_heads)
+
+    def plan(self, num_processors: int, num_kv_heads: int) -> tuple[int, int, int, int]:
+        """The last arguments of `plan_decode`: no tile is cut but the last."""
+        whole_from = int(1.4 * num_processors / num_kv_heads) if self.whole else 1 << 30
+        return self.items(num_processors, num_kv_heads), max(MIN_SPLIT, self.tiles.block), self.tiles.block, whole_from
+
+
+CUTS = {
+    2: (
+        Cut(1, 2, False, DecodeTiles(128, 4, 2, early=True)),
+        Cut(2, 4, False, DecodeTiles(64, 2, 3, early=True)),
+        Cut(math.inf, 2, True, DecodeTiles(64, 2, 3, early=True)),
+    ),
+    4: (Cut(2, 2, False, DecodeTiles(32, 4, 2, early=True)), Cut(math.inf, 2, True, DecodeTiles(32, 4, 2))),
+}
+"""By bytes per element, few requests first. Measured on an H200, benchmarks/NOTES.md."""
+
 PREFILL_TILES = {2: PrefillTiles(128, 64, 4, 3), 4: PrefillTiles(64, 32, 4, 2)}
 PREFILL_TILES_FEW = {2: PrefillTiles(128, 64, 8, 3), 4: PrefillTiles(64, 32, 4, 2)}
-"""By bytes per element; FEW for fewer tiles than multiprocessors. Measured on an H200, benchmarks/NOTES.md."""
+"""By bytes per element, and in the same way; FEW for fewer tiles than multiprocessors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,16 +180,12 @@ class TritonAttention:
     def attend(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kv: torch.Tensor, batch: Batch, spec: AttentionSpec
     ) -> torch.Tensor:
-        """At most two kernels."""
+        """At most two kernels, side by side: tiles first, they take few multiprocessors whole, and requests that decode
+        fill the others."""
         plan: _Plan = batch.attention_plan
         out = torch.empty(len(q), spec.num_heads * spec.head_dim, dtype=q.dtype, device=q.device)
         where = (batch.block_tables, batch.rows, batch.query_starts, batch.kv_lens)
         how = {"scale": spec.scale, "window": spec.window, "soft_cap": spec.soft_cap}
-        if plan.decode is not None:
-            scratch = self._scratch_for(spec, q.device)
-            few = self._fill(len(plan.decode.requests), q.device) <= 2
-            choices = DECODE_TILES_FEW if few else DECODE_TILES
-            decode_attention(q, kv, out, *where, plan.decode, scratch, choices[q.element_size()], **how)
         if plan.tiles is not None:
             few = len(plan.tiles.starts) * spec.num_kv_heads <= 1.5 * self._num_processors(q.device)
             choice = (PREFILL_TILES_FEW if few else PREFILL_TILES)[q.element_size()]
@@ -167,6 +194,10 @@ class TritonAttention:
                 _hopper().prefill_attention_hopper(q, kv, out, *where, *tiles, scale=spec.scale)
             else:
                 prefill_attention(q, kv, out, *where, *tiles, choice, **how)
+        if plan.decode is not None:
+            scratch = self._scratch_for(spec, q.device)
+            tiles = self._cut(len(plan.decode.requests), q.device).tiles
+            decode_attention(q, kv, out, *where, plan.decode, scratch, tiles, **how, beside=plan.tiles is not None)
         return out
 
     def _fits_hopper(self, q: torch.Tensor, kv: torch.Tensor, spec: AttentionSpec, long: bool) -> bool:
@@ -176,18 +207,16 @@ class TritonAttention:
         return HAS_GLUON and _hopper().fits(spec.head_dim, kv.shape[3], q.dtype, q.device)
 
     def _plan_decode(self, requests: torch.Tensor, batch: Batch) -> DecodePlan:
-        """Enough requests to fill most of the chip are left whole."""
-        device = requests.device
-        whole_from = int(1.4 * self._num_processors(device) / self._num_kv_heads())
-        return plan_decode(requests, batch.kv_lens, self._extra(device), MIN_SPLIT, SPLIT_STEP, whole_from)
+        cut = self._cut(len(requests), requests.device)
+        processors = self._num_processors(requests.device)
+        return plan_decode(requests, batch.kv_lens, *cut.plan(processors, self._num_kv_heads()))
+
+    def _cut(self, num_requests: int, device: torch.device) -> Cut:
+        fill = self._fill(num_requests, device)
+        return next(cut for cut in CUTS[self._element_size] if fill <= cut.fill)
 
     def _fill(self, num_requests: int, device: torch.device) -> float:
-        """Programs per multiprocessor if no request is split."""
         return num_requests * self._num_kv_heads() / self._num_processors(device)
-
-    def _extra(self, device: torch.device) -> int:
-        """How many items more than requests a step may have: two programs on every multiprocessor."""
-        return -(-2 * self._num_processors(device) // self._num_kv_heads())
 
     def _num_kv_heads(self) -> int:
         return min(spec.num_kv_heads for spec in self._specs)
@@ -203,7 +232,10 @@ class TritonAttention:
     def _scratch_for(self, spec: AttentionSpec, device: torch.device) -> DecodeScratch:
         key = (spec.num_heads, spec.head_dim)
         if key not in self._scratch:
-            self._scratch[key] = DecodeScratch.make(self._extra(device), *key, device)
+            most = max(
+                cut.items(self._num_processors(device), self._num_kv_heads()) for cut in CUTS[self._element_size]
+            )
+            self._scratch[key] = DecodeScratch.make(most, *key, device)
         return self._scratch[key]
 
 

@@ -34,8 +34,8 @@ def _gated(x, out, width, KIND: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.const
     """x [tokens, gate | up] -> out [tokens, width]; a program takes BLOCK columns of one token."""
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
-    token = tl.program_id(1).to(tl.int64)
-    column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    token = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < width
     if PDL:
         tl.extra.cuda.gdc_wait()
@@ -51,6 +51,6 @@ def gated(x: torch.Tensor, kind: str) -> torch.Tensor:
     out = torch.empty(*x.shape[:-1], width, dtype=x.dtype, device=x.device)
     tokens = x.numel() // (2 * width)
     if tokens:
-        grid = (triton.cdiv(width, BLOCK), tokens)
+        grid = (tokens, triton.cdiv(width, BLOCK))  # the second axis ends at 65,535
         _gated[grid](x, out, width, KIND=kind, BLOCK=BLOCK, num_warps=4, **dependent_launch(x))
     return out

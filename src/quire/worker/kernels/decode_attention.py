@@ -150,15 +150,20 @@ def _attend(
     arrivals, scale, soft_cap, window, q_stride, table_stride, block_stride, kind_stride, head_stride,
     NUM_KV: tl.constexpr, GROUP: tl.constexpr, GROUP_P: tl.constexpr, DIM: tl.constexpr, DIM_P: tl.constexpr,
     PAGE: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr, WINDOW: tl.constexpr, SOFT_CAP: tl.constexpr,
-    PRECISION: tl.constexpr, PDL: tl.constexpr,
+    PRECISION: tl.constexpr, PDL: tl.constexpr, BESIDE: tl.constexpr,
 ):  # fmt: skip
     """One item and one KV head; scores are kept in units of log2.
 
     EARLY reads the first tile before the wait, all but the newest token: that one is still being written.
+    BESIDE runs together with the kernel launched before, which writes other lines of `out` and let this one come only
+    when all that both read was there. The last line of programs waits for it, so whoever comes next waits for both.
     """
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
     head, item = tl.program_id(0), tl.program_id(1)
+    if BESIDE and item == tl.num_programs(1) - 1:
+        tl.extra.cuda.gdc_wait()
+        return
     # Before the wait: all of this is older than the kernel that wrote q and the newest k and v.
     line = tl.load(items + item)
     if line < 0:
@@ -183,9 +188,9 @@ def _attend(
         keys, values = _load_tile(
             table, kv, head_at, kind_stride, block_stride, start, tl.minimum(high, length - 1), DIM, DIM_P, PAGE, BLOCK
         )
-    if PDL:
+    if PDL and not BESIDE:
         tl.extra.cuda.gdc_wait()
-    queries = tl.load(q + token * q_stride + heads_at, mask=used, other=0.0)  # [GROUP_P, DIM_P]
+    queries = tl.load(q + token * q_stride + heads_at, mask=used, other=0.0, cache_modifier=".cg")  # [GROUP_P, DIM_P]
     most = tl.full((GROUP_P,), NEGATIVE, tl.float32)
     mass = tl.zeros((GROUP_P,), tl.float32)
     sums = tl.zeros((GROUP_P, DIM_P), tl.float32)
@@ -291,19 +296,27 @@ def decode_attention(
     scale: float,
     window: int | None = None,
     soft_cap: float | None = None,
+    beside: bool = False,
 ) -> None:
-    """Attend for the one new token of each planned request, into its line of `out`."""
+    """Attend for the one new token of each planned request, into its line of `out`.
+
+    Args:
+        beside: the kernel launched just before was the `prefill_attention` of the same step and layer; run together
+            with it where the GPU can.
+    """
     num_heads, dim = q.shape[1:]
     num_kv, page = kv.shape[2], kv.shape[3]
     group = num_heads // num_kv
-    _attend[(num_kv, len(plan.items))](
+    launch = dependent_launch(q)
+    beside = beside and launch["PDL"]
+    _attend[(num_kv, len(plan.items) + beside)](
         q, kv, out, tables, rows, query_starts, kv_lens, plan.requests, plan.first, plan.parts, plan.items, plan.split,
         scratch.partial, scratch.lse, scratch.arrivals,
         scale if soft_cap else scale * 1.4426950408889634, soft_cap or 1.0, window or 0,
         q.stride(0), tables.stride(0), kv.stride(0), kv.stride(1), kv.stride(2),
         NUM_KV=num_kv, GROUP=group, GROUP_P=max(16, next_power_of_2(group)),
-        DIM=dim, DIM_P=max(16, next_power_of_2(dim)), PAGE=page, BLOCK=tiles.block, EARLY=tiles.early,
+        DIM=dim, DIM_P=max(16, next_power_of_2(dim)), PAGE=page, BLOCK=tiles.block, EARLY=tiles.early and not beside,
         WINDOW=window is not None, SOFT_CAP=soft_cap is not None,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
-        num_warps=tiles.warps, num_stages=tiles.stages, **dependent_launch(q),
+        BESIDE=beside, num_warps=tiles.warps, num_stages=tiles.stages, **launch,
     )  # fmt: skip

@@ -71,12 +71,14 @@ def _attend(
     LINES: tl.constexpr, TOKENS: tl.constexpr, BLOCK: tl.constexpr, WINDOW: tl.constexpr, SOFT_CAP: tl.constexpr,
     PRECISION: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """TOKENS query tokens, TOKENS * GROUP of the LINES lines are used."""
-    if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
+    """TOKENS query tokens, TOKENS * GROUP of the LINES lines are used.
+
+    The next kernel may come once all that this one reads is there, since decode attention beside it reads the same.
+    """
     head, tile = tl.program_id(0), tl.program_id(1)
     if PDL:
         tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     request, offset = tl.load(tile_requests + tile), tl.load(tile_starts + tile)
     if request < 0:
         return

@@ -40,6 +40,19 @@ LOG2_E = 1.4426950408889634
 
 
 @gluon.jit
+def _wait_for_inputs():
+    """`gdc_wait`, which this version of Gluon has no word for."""
+    gl.inline_asm_elementwise("griddepcontrol.wait; mov.u32 $0, 0;", "=r", [], dtype=gl.int32, is_pure=False, pack=1)
+
+
+@gluon.jit
+def _launch_dependents():
+    gl.inline_asm_elementwise(
+        "griddepcontrol.launch_dependents; mov.u32 $0, 0;", "=r", [], dtype=gl.int32, is_pure=False, pack=1
+    )
+
+
+@gluon.jit
 def _produce(
     pages, table, num_tiles, head_row, block_rows, kind_rows, keys, values, ready, free,
     PAGES: gl.constexpr, PAGE: gl.constexpr, DIM: gl.constexpr, NUM_STAGES: gl.constexpr,
@@ -173,7 +186,12 @@ def _attend(
     NUM_KV: gl.constexpr, GROUP: gl.constexpr, DIM: gl.constexpr, PAGE: gl.constexpr, KEYS: gl.constexpr,
     TOKENS: gl.constexpr, NUM_STAGES: gl.constexpr,
 ):  # fmt: skip
-    """One tile of one KV head: TOKENS query tokens, TOKENS * GROUP of the 128 lines."""
+    """One tile of one KV head: TOKENS query tokens, TOKENS * GROUP of the 128 lines.
+
+    The next kernel may come once all that this one reads is there, since decode attention beside it reads the same.
+    """
+    _wait_for_inputs()
+    _launch_dependents()
     dtype: gl.constexpr = q.dtype.element_ty
     PAGES: gl.constexpr = KEYS // PAGE
     COPIES: gl.constexpr = NUM_STAGES * PAGES * (DIM // HALF)
@@ -248,5 +266,5 @@ def prefill_attention_hopper(
         q, pages, out, tables, rows, query_starts, kv_lens, tile_requests, tile_starts, scale * LOG2_E,
         q.stride(0), tables.stride(0),
         NUM_KV=num_kv, GROUP=num_heads // num_kv, DIM=dim, PAGE=page, KEYS=BLOCK, TOKENS=tile_tokens,
-        NUM_STAGES=STAGES, num_warps=4,
+        NUM_STAGES=STAGES, num_warps=4, launch_pdl=True,
     )  # fmt: skip

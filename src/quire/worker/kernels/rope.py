@@ -58,8 +58,9 @@ def _store(
     """A program takes HEADS heads of one token, as two halves [HEADS, HALF]."""
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
-    token = tl.program_id(1).to(tl.int64)
-    head = tl.program_id(0) * HEADS + tl.arange(0, HEADS)[:, None]
+    GROUPS: tl.constexpr = (NUM_Q + 2 * NUM_K + HEADS - 1) // HEADS  # one axis only: the others end at 65,535
+    token = (tl.program_id(0) // GROUPS).to(tl.int64)
+    head = tl.program_id(0) % GROUPS * HEADS + tl.arange(0, HEADS)[:, None]
     column = tl.arange(0, HALF_P)[None, :]
     is_q, is_v = head < NUM_Q, head >= NUM_Q + NUM_K
     inside = (head < NUM_Q + 2 * NUM_K) & (column < HALF)
@@ -110,7 +111,7 @@ def norm_turn_store(
         return
     q_weight, k_weight, eps = norms if norms is not None else (qkv, qkv, 0.0)
     cos, sin = turn if turn is not None else (qkv, qkv)
-    grid = (triton.cdiv(num_heads + 2 * num_kv_heads, HEADS), len(qkv))
+    grid = (triton.cdiv(num_heads + 2 * num_kv_heads, HEADS) * len(qkv),)
     _store[grid](
         qkv, q_weight, k_weight, cos, sin, kv, slots, eps, kv.stride(0), kv.stride(1), kv.stride(2),
         NUM_Q=num_heads, NUM_K=num_kv_heads, DIM=dim, HALF=dim // 2, HALF_P=next_power_of_2(dim // 2), PAGE=page,
