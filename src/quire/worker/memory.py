@@ -17,7 +17,10 @@ from quire.errors import ConfigError
 from quire.worker.attention.protocol import AttentionBackend, KVSpec
 
 GIB = 1 << 30
-LATER_BYTES = 64 << 20
+KERNEL_BYTES = 128 << 20
+"""For kernels that the driver loads when they are first needed,"""
+CUT_BYTES = 64 << 20
+"""and for what torch's allocator cuts off and cannot use."""
 CPU_SHARE = 0.5
 """Share of the free host memory that the KV cache may take on a CPU, where other programs live too."""
 
@@ -142,23 +145,22 @@ class GpuBudget:
     def left_bytes(self) -> int:
         """What is left of the share now. Memory that torch's allocator caches counts as used: it holds the peak.
 
-        A little is kept for kernels that the driver loads later.
+        A little is kept for what comes later.
         """
         free, total = torch.cuda.mem_get_info(self._index)
         used = total - free - (self._others or 0)
-        return min(self._share - used, free) - LATER_BYTES
+        return min(self._share - used, free) - KERNEL_BYTES - CUT_BYTES
 
     def enforce(self, later_bytes: int) -> None:
         """From here on an allocation of torch beyond the share fails instead of breaking the promise.
 
         Args:
-            later_bytes: that the driver may take yet.
+            later_bytes: that the driver may take yet for graphs.
         """
         free, total = torch.cuda.mem_get_info(self._index)
         outside_torch = total - free - torch.cuda.memory_reserved(self._index) - (self._others or 0)
-        torch.cuda.set_per_process_memory_fraction(
-            max(0.0, (self._share - outside_torch - later_bytes) / total), self._index
-        )
+        left = self._share - outside_torch - later_bytes - KERNEL_BYTES
+        torch.cuda.set_per_process_memory_fraction(max(0.0, left / total), self._index)
 
 
 def _nvml_used_bytes(index: int) -> int | None:
