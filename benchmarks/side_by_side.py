@@ -7,7 +7,7 @@
 A load is concurrency:prompts:input:output, `:` and further flags of `quire bench serve` if any, with commas between
 them. A first run of every load, with other and fewer prompts, warms up and does not count. Floors come from the chip's
 own rates, measured first: a large sum for reading weights and KV, a large bf16 product for arithmetic.
-The table is written anew after every load, so that what was measured stays if the time runs out.
+The table is written anew after every load, so that what was measured stays if the time runs out; a plot beside it.
 """
 
 from __future__ import annotations
@@ -67,6 +67,20 @@ class Load:
         parts = text.split(":", 4)
         return Load(*(int(n) for n in parts[:4]), tuple(parts[4].split(",")) if len(parts) > 4 else ())
 
+    def _flag(self, name: str, default: int) -> int:
+        return int(self.flags[self.flags.index(name) + 1]) if name in self.flags else default
+
+    @property
+    def computed(self) -> int:
+        """Prompt tokens of a request that no other has computed."""
+        return self._flag("--prefix-repetition-suffix-len", self.input)
+
+    @property
+    def context(self) -> int:
+        """Prompt tokens of a request."""
+        shared = self._flag("--prefix-repetition-prefix-len", 0)
+        return shared + self.computed
+
     @property
     def name(self) -> str:
         return f"c={self.concurrency}, {self.input} in, {self.output} out {' '.join(self.flags)}".strip()
@@ -97,12 +111,12 @@ class Floor:
 
     def step_s(self, load: Load) -> float:
         """A step in which all generate."""
-        context = load.input + load.output / 2
+        context = load.context + load.output / 2
         return (self.weights_bytes + load.concurrency * context * self.kv_bytes) / self.read
 
     def output_rate(self, load: Load) -> float:
         """Tokens per second if prompts hide nothing and nothing hides them."""
-        prompt = load.input * self.flops / self.rate
+        prompt = load.computed * self.flops / self.rate
         return load.concurrency * load.output / (load.concurrency * prompt + load.output * self.step_s(load))
 
 
@@ -181,7 +195,7 @@ def render(model: Path, loads: list[Load], results: dict[str, dict[str, Any]], r
             values = " | ".join(f"{row[key]:,.2f}" for _, key in COLUMNS)
             lines.append(f"| {load.name} | {name} | {values} | {row['failed']} |")
         rate, step = floor.output_rate(load), floor.step_s(load) * 1000
-        ttft = load.input * floor.flops / floor.rate * 1000
+        ttft = load.computed * floor.flops / floor.rate * 1000
         lines.append(f"| | floor | {rate:,.0f} | {rate / load.output:,.2f} | {step:.2f} | {ttft:.1f} | | | |")
     lines += ["", "| engine | exec to healthy, s |", "|---|---|"]
     lines += [f"| {name} | {found['ready_s']:.1f} |" for name, found in results.items()]
@@ -190,6 +204,44 @@ def render(model: Path, loads: list[Load], results: dict[str, dict[str, Any]], r
         f"{rates[0]}: reads {float(rates[1]) / 1e12:.2f} TB/s, bf16 product {float(rates[2]) / 1e12:.0f} TFLOP/s.",
     ]
     return "\n".join(lines)
+
+
+def draw(model: Path, loads: list[Load], results: dict[str, dict[str, Any]], rates: list[str], path: Path) -> None:
+    """Output tokens per second of every load as a share of its floor, one bar for each engine."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    floor = Floor.of(model, float(rates[1]), float(rates[2]))
+    figure, axis = pyplot.subplots(figsize=(8, 0.7 * len(loads) + 1.2))
+    height = 0.8 / len(results)
+    for number, (name, found) in enumerate(results.items()):
+        shares = [
+            row["output_throughput"] / floor.output_rate(load) for load, row in zip(loads, found["loads"], strict=False)
+        ]
+        places = [index + number * height for index in range(len(shares))]
+        bars = axis.barh(places, shares, height, label=name)
+        axis.bar_label(
+            bars, [f"{row['output_throughput']:,.0f} tok/s" for row in found["loads"]], padding=3, fontsize=8
+        )
+    axis.set_yticks(
+        [index + 0.4 - height / 2 for index in range(len(loads))], [_short(load) for load in loads], fontsize=8
+    )
+    axis.invert_yaxis()
+    axis.set(xlim=(0, 1.35), xlabel="share of what the chip's bandwidth and arithmetic allow", title=model.name)
+    axis.legend(loc="lower right")
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def _short(load: Load) -> str:
+    """A load in a few words; lengths that its flags change are not said."""
+    kind = {"--dataset-name": "shared prefix", "--random-range-ratio": "mixed lengths", "--temperature": "sampled"}
+    words = [kind[flag] for flag in load.flags if flag in kind]
+    lengths = "" if "shared prefix" in words else f", {load.input:,} in, {load.output} out"
+    return f"c={load.concurrency}{lengths}{''.join(', ' + word for word in words)}"
 
 
 def main() -> None:
@@ -215,6 +267,7 @@ def main() -> None:
                 print(line, flush=True)
                 if args.out:
                     args.out.write_text(render(Path(args.model), loads, results, rates) + below)
+                    draw(Path(args.model), loads, results, rates, args.out.with_suffix(".png"))
     print(render(Path(args.model), loads, results, rates) + below)
 
 
