@@ -172,7 +172,7 @@ def steps_of_light(*, rows: int, limited: bool, heavy: str | None) -> list[int]:
         bench.add("light", 4, 1900)
     mine = []
     for _ in range(1500):
-        if heavy is not None and bench.step_no % 2 == 0:
+        if heavy is not None:
             bench.add(heavy, other.randint(20, 200), other.randint(5, 100))
         if bench.step_no % 25 == 0:
             mine.append(bench.add("light", rng.randint(10, 50), rng.randint(5, 20)))
