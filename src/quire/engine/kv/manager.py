@@ -71,8 +71,8 @@ class KVManager:
         return True
 
     def look_ahead(self, request: Request) -> None:
-        """Set `needs_free` of a request that was not tried yet, if it may be short."""
-        if not request.needs_free and self.blocks_for(request.known) > self.pool.num_free:
+        """Set `needs_free` of a request that was not tried yet."""
+        if not request.needs_free:
             request.needs_free = self._lacking(request, self.match(request))
 
     def _lacking(self, request: Request, prefix: list[int]) -> int:
