@@ -53,7 +53,19 @@ class EngineClient(Protocol):
         cache_salt: str = "",
         first: RequestStream | None = None,
         constraint: Constraint | None = None,
+        tenant: str = "",
+        start_by: float = 0.0,
     ) -> None: ...
+
+
+class Follower(Protocol):
+    """Told how a request gets on."""
+
+    def begun(self, waited_s: float) -> None:
+        """The first token came, after so many seconds in the engine's line."""
+
+    def ended(self, tokens: int) -> None:
+        """A completion has ended, after so many tokens."""
 
 
 @dataclass(slots=True)
@@ -69,6 +81,9 @@ class PreparedRequest:
         arrival: monotonic seconds.
         markers: special tokens that whoever reads the answer wants to see in its text.
         constraint: what the answer may look like.
+        tenant: who asks, where the engine is shared out.
+        start_by: monotonic seconds; not begun by then it ends. 0 is never.
+        follower: told how it gets on.
     """
 
     prompt_ids: list[int]
@@ -81,6 +96,9 @@ class PreparedRequest:
     arrival: float = field(default_factory=time.monotonic)
     markers: tuple[str, ...] = ()
     constraint: Constraint | None = None
+    tenant: str = ""
+    start_by: float = 0.0
+    follower: Follower | None = None
 
 
 class TextService:
@@ -409,6 +427,8 @@ class TextService:
                     cache_salt=prepared.cache_salt,
                     first=first,
                     constraint=prepared.constraint,
+                    tenant=prepared.tenant,
+                    start_by=prepared.start_by,
                 )
                 streams.append(stream)
         except BaseException:
@@ -421,7 +441,9 @@ class TextService:
         """What counts this request's tokens, if anything does."""
         if self._metrics is None:
             return None
-        return self._metrics.start_request(len(prepared.prompt_ids), name=prepared.name, arrival=prepared.arrival)
+        return self._metrics.start_request(
+            len(prepared.prompt_ids), name=prepared.name, arrival=prepared.arrival, follower=prepared.follower
+        )
 
 
 def _default_sampling(found: Mapping[str, float | int]) -> dict[str, float | int]:

@@ -3,7 +3,7 @@
 It is told what to do in lines on its standard input, and dies with the pipe; it says `ready` on its standard output.
 
     settings ─► load ─► "ready" ─► "go": take connections ─► "drain": finish, exit 0
-                                                          └─ "dead N": the engine ended with code N
+                                        "keys": read them again   └─ "dead N": the engine ended with code N
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from quire.launch import join_engine
 from quire.observability import logs
 from quire.observability.cells import SharedCells
 from quire.observability.metrics import Metrics
-from quire.server.serving import ApiServer
+from quire.server.serving import ApiServer, admission_cells
 
 ENGINE_ENDED_SECONDS = 2.0
 
@@ -62,7 +62,8 @@ class Member:
         cells = SharedCells(folder / CELLS_FILE, orders.index, orders.num_processes)
         metrics = Metrics(names[0], None, cells, orders.main_pid)
         sock = socket.socket(fileno=orders.socket_fd)
-        api = ApiServer(orders.engine, orders.server, self._client, metrics, sock, orders.index)
+        waiting = admission_cells(folder, orders.index, orders.num_processes)
+        self._api = api = ApiServer(orders.engine, orders.server, self._client, metrics, sock, orders.index, waiting)
         threading.Thread(target=_read_orders, args=(loop, self._obey), name="quire-orders", daemon=True).start()
         service = await api.load()
         print("ready", flush=True)
@@ -78,6 +79,8 @@ class Member:
             self._go.set()
         elif order == "drain" and not self._over.done():
             self._over.set_result(float(value))
+        elif order == "keys":
+            self._api.reload_keys()
         elif order == "dead":
             self._client.engine_ended(int(value))
 

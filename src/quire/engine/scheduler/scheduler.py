@@ -288,7 +288,9 @@ class Scheduler:
         """If the next in line lacks a row or blocks within its tenant's share, whoever has more than his gives some."""
         while (head := self._waiting.peek()) is not None and not head.num_pending:
             self._kv.look_ahead(head)
-            growing = sum(request.num_computed == len(request.blocks) * self._kv.block_size for request in self._running)
+            growing = sum(
+                request.num_computed == len(request.blocks) * self._kv.block_size for request in self._running
+            )
             short = head.needs_free + growing - self._kv.pool.num_free
             if not self._free_rows:
                 payer = self._tenants.pays_a_row(head.tenant, self._max_num_seqs)
