@@ -19,6 +19,7 @@ from quire.params import SamplingParams
 from quire.structured import StructuredOutputsParams
 
 MAX_CHOICES = 16
+MAX_MESSAGES = 8192
 MAX_PROMPTS = 64
 MAX_STOP_BYTES = 256
 MAX_TEMPLATE_KWARGS = 32
@@ -249,8 +250,7 @@ class ChatRequest(GenerateRequest, kw_only=True):
                 "continue_final_message needs add_generation_prompt=false: the last message is the one to go on with.",
                 param="continue_final_message",
             )
-        if not self.messages:
-            raise RequestError("messages is empty; at least one message is needed.", param="messages")
+        _limit("messages", len(self.messages), 1, MAX_MESSAGES, "messages")
         _check_template_kwargs(self.chat_template_kwargs)
         form = self.wanted_form()
         if self.tool_plan().schema is not None and self.use_beam_search:
@@ -350,6 +350,8 @@ class TokenizeRequest(Request, kw_only=True):
     def check(self) -> None:
         if (self.prompt is None) == (self.messages is None):
             raise RequestError("Give either prompt or messages.", param="prompt")
+        if self.messages is not None:
+            _limit("messages", len(self.messages), 1, MAX_MESSAGES, "messages")
         _check_template_kwargs(self.chat_template_kwargs)
         plan_tools(self.tools)
         if self.messages is not None:

@@ -26,6 +26,9 @@ log = logging.getLogger("quire.server")
 RETRY_AFTER = "1"
 """Seconds; clients double it themselves."""
 
+MAX_MESSAGE = 1000
+"""Most characters of a message."""
+
 _TYPES = {
     HTTPStatus.UNAUTHORIZED: "AuthenticationError",
     HTTPStatus.FORBIDDEN: "PermissionDeniedError",
@@ -95,5 +98,7 @@ def _answer(
     code: str | None = None,
     headers: dict[str, str] | None = None,
 ) -> ErrorAnswer:
+    if len(message) > MAX_MESSAGE:  # it shows what was sent
+        message = message[:MAX_MESSAGE] + "..."
     error = {"message": message, "type": type_, "param": param, "code": code or status}
     return ErrorAnswer(status, msgspec.json.encode({"error": error}), headers or {})
