@@ -332,6 +332,18 @@ def test_caches_are_kept_apart_where_there_are_several_keys() -> None:
             assert [(m["cache_salt"], m["tenant"]) for _, _, m in server.client.submitted] == [("s", "")]
 
 
+def test_usage_of_each_key_is_in_the_metrics() -> None:
+    with running(keys=[key("a"), key("b"), key("ops", scopes=["metrics"])]) as server:
+        with httpx.Client(base_url=server.url) as http:
+            spent = sum(
+                http.post(TEXT, json=BODY, headers=bearer("sk-a")).json()["usage"]["total_tokens"] for _ in range(3)
+            )
+            page = http.get("/metrics", headers=bearer("sk-ops")).text
+        assert f'quire:key_tokens_total{{engine="0",key="a",model_name="fake"}} {spent}.0' in page
+        assert 'quire:key_requests_total{engine="0",key="a",model_name="fake"} 3.0' in page
+        assert 'quire:key_tokens_total{engine="0",key="b",model_name="fake"} 0.0' in page
+
+
 def test_other_keys_from_now_on() -> None:
     with running(keys=[key("a")]) as server, httpx.Client(base_url=server.url) as http:
         assert http.post(TEXT, json=BODY, headers=bearer("sk-a")).status_code == 200

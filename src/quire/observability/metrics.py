@@ -69,6 +69,8 @@ class Metrics:
         self.prefill = _histogram(SECONDS_OF_REQUEST, cells)
         self.decode = _histogram(SECONDS_OF_REQUEST, cells)
         self._lens = [cells.take(_MAX_LEN_BUCKETS) for _ in range(2)]
+        self.usage_of_keys: Callable[[], list[tuple[str, float, float]]] = list
+        """Name, requests and tokens of each key; names are the operator's, so there are only so many."""
         self.set_max_model_len(131_072)
         self._registry = CollectorRegistry()
         self._registry.register(_EngineCollector(self))
@@ -257,6 +259,13 @@ class _EngineCollector(Collector):
         for status, count in zip(ERROR_STATUSES, metrics.errors.sums(), strict=True):
             errors.add_metric([*self._labels, str(status)], count)
         yield errors
+        for at, what in enumerate(("requests", "tokens"), 1):
+            usage = CounterMetricFamily(
+                f"quire:key_{what}", f"{what.title()} of each API key.", labels=[*LABELS, "key"]
+            )
+            for used in metrics.usage_of_keys():
+                usage.add_metric([*self._labels, used[0]], float(used[at]))
+            yield usage
         for name, text, histogram_of in _HISTOGRAMS:
             histogram = histogram_of(metrics)
             family = HistogramMetricFamily(f"vllm:{name}", text, labels=LABELS)

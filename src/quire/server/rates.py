@@ -46,9 +46,14 @@ class Rates:
         for key in keys:
             self.index_of(key)
 
-    def names(self) -> list[tuple[str, Part]]:
-        """Keys that have been seen, and their numbers."""
-        return [(name, self._parts[place]) for name, place in self._places.items() if name]
+    def usage(self) -> list[tuple[str, float, float]]:
+        """Name, requests and tokens of each key since the start, over all processes."""
+        found = []
+        for name, place in self._places.items():
+            sums = self._parts[place].sums()
+            if name:
+                found.append((name, sums[ALL_REQUESTS], sums[ALL_TOKENS]))
+        return found
 
     def enter(self, key: Key) -> Part:
         """A request comes.

@@ -41,6 +41,7 @@ class ServerState:
         self.names = names
         self.metrics = metrics
         self.admission = admission or Admission()
+        metrics.usage_of_keys = self.admission.rates.usage
         self.strict = strict
         self.trust_request_chat_template = trust_request_chat_template
         self.created = int(time.time())
