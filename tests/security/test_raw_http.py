@@ -294,6 +294,28 @@ def test_20000_cases(server: Running) -> None:
     assert memory() - before < 50
 
 
+def gibberish(server: Running, count: int) -> None:
+    """Methods, paths, models and keys that nobody has."""
+    port, rng = int(server.url.rsplit(":", 1)[1]), random.Random(1)
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as sock:
+        for _ in range(count):
+            word = rng.randbytes(6).hex().encode()
+            method = rng.choice([b"GET", b"POST", b"PUT", b"DELETE", b"SEARCH", b"PROPFIND"])
+            path = rng.choice([b"/" + word, b"/v1/models/" + word, b"/v1/completions?" + word, b"/v1/completions"])
+            body = b'{"model":"%b","prompt":"x"}' % word
+            sock.sendall(request(rng, body, path, b"x-api-key: " + word, b"x-request-id: " + word, method=method))
+            assert sock.recv(65_536).startswith(b"HTTP/1.1 4")
+
+
+@pytest.mark.parametrize("count", [300, pytest.param(5000, marks=pytest.mark.soak)])
+def test_metrics_keep_their_size(server: Running, count: int) -> None:
+    gibberish(server, 10)
+    before = server.metrics.render()
+    gibberish(server, count)
+    after = server.metrics.render()
+    assert abs(len(after) - len(before)) < 1000 and after.count(b"\n") == before.count(b"\n")
+
+
 def test_slow_clients_are_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     """A byte now and then, for ever: headers, or a body. The limit is 30 s; here it is half a second."""
     monkeypatch.setattr("quire.server.limits.READ_SECONDS", 0.5)
