@@ -68,11 +68,35 @@ class RequestStream:
         interval: tokens in a delta, besides the first and the last ones; several at once may make it more.
 
     Attributes:
+        num_given: tokens that the consumer has.
         num_cached_tokens: prompt tokens that the prefix cache gave; known with the first output.
         prompt_logprobs: of the prompt's tokens from the second on, if asked for; complete with the first token.
         arrival, first_token, last_token: monotonic seconds; 0 while there is none.
         queued_s: seconds between arrival in the engine and the first step.
     """
+
+    __slots__ = (
+        "_abort",
+        "_collecting",
+        "_detokenizer",
+        "_end_token_ids",
+        "_ended",
+        "_error",
+        "_held",
+        "_id",
+        "_interval",
+        "_new",
+        "_observer",
+        "_sink",
+        "_waiter",
+        "arrival",
+        "first_token",
+        "last_token",
+        "num_cached_tokens",
+        "num_given",
+        "prompt_logprobs",
+        "queued_s",
+    )
 
     def __init__(
         self,
@@ -81,6 +105,7 @@ class RequestStream:
         observer: TokenObserver | None = None,
         interval: int = 1,
     ) -> None:
+        self.num_given = 0
         self.num_cached_tokens = 0
         self.prompt_logprobs: list[TokenLogprobs] = []
         self.arrival = time.monotonic()
@@ -169,10 +194,13 @@ class RequestStream:
     def _taken(self, delta: Delta) -> bool:
         """Whether the sink has it. A sink's own error is the consumer's: he gets it raised, the others go on."""
         try:
-            return self._sink is not None and self._new is None and self._sink(delta)
+            if self._sink is None or self._new is not None or not self._sink(delta):
+                return False
         except Exception as error:  # noqa: BLE001 - raised again in next_delta
             self._sink, self._error = None, error
             return False
+        self.num_given += len(delta.token_ids)
+        return True
 
     def fail(self, error: QuireError) -> None:
         """End with an error; whoever consumes the stream gets it raised."""
@@ -212,6 +240,7 @@ class RequestStream:
             finally:
                 self._sink = None
         delta, self._new = self._new, None
+        self.num_given += len(delta.token_ids)
         return delta
 
     async def collect(self) -> Delta:
@@ -222,7 +251,9 @@ class RequestStream:
         if self._error is not None:
             raise self._error
         delta, self._new = self._new, None
-        return delta or Delta([], "", finish_reason="abort")
+        delta = delta or Delta([], "", finish_reason="abort")
+        self.num_given += len(delta.token_ids)
+        return delta
 
     def close(self) -> None:
         """Nobody reads any more: abort the request if it has not ended."""
