@@ -260,7 +260,7 @@ class ChoiceWriter(ABC):
 
 @contextmanager
 def _started(call: Call[Any]) -> Iterator[None]:
-    """Run all prompts, in `call.streams`, closed at the end whatever happens. A beam search makes its own as it goes."""
+    """Run all prompts as `call.streams`, closed at the end whatever happens. A beam search makes its own as it goes."""
     try:
         for prepared in () if call.request.use_beam_search else call.prepared:
             call.streams += call.service.start(prepared)
