@@ -34,9 +34,7 @@ _SAME_WITHOUT: dict[str, Callable[[Any], bool]] = {
     "logits_processors": _empty,
     "modalities": _is(["text"]),
     "prompt_embeds": _never,
-    "repetition_detection": _never,
     "suffix": _empty,
-    "thinking_token_budget": _is(-1),
     "vllm_xargs": _empty,
     "web_search_options": _never,
 }

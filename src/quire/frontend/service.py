@@ -17,10 +17,12 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Protocol
 
+from quire.bounds import ThinkingLimit
 from quire.checkpoint import ModelFacts
 from quire.errors import RequestError, UnavailableError
 from quire.frontend.candidates import candidates
 from quire.frontend.parsers import Parser, ToolPlan, detect, find_thoughts, make_parser
+from quire.frontend.repetition import RepetitionWatch
 from quire.frontend.streams import RequestStream
 from quire.frontend.structured import HeldTo, gate_of, grammar_of
 from quire.frontend.templates import ChatTemplate
@@ -28,10 +30,13 @@ from quire.frontend.tokenizer import Tokenizer
 from quire.frontend.truncation import truncated
 from quire.messages import Constraint, EngineStats, Ready
 from quire.observability.metrics import Metrics
-from quire.params import MAX_LOGPROBS, SamplingParams
+from quire.params import SamplingParams
+from quire.ranges import MAX_LOGPROBS
 from quire.structured import StructuredOutputsParams
 
 CONTEXT_CODE = "context_length_exceeded"
+LAST_TOKENS = 64
+"""Of a prompt of token ids, to see whether it ends inside of thoughts."""
 _FROM_GENERATION_CONFIG = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
@@ -257,6 +262,8 @@ class TextService:
         prompt_ids = truncated(self.checked_ids(prompt, param), params, self.max_model_len, default_max_tokens)
         params = copy(params)
         params.max_tokens = self._max_tokens(len(prompt_ids), params, param, default_max_tokens)
+        if params.thinking_token_budget is not None:
+            params.thinking_limit = self._thinking_limit(params.thinking_token_budget, text, prompt_ids)
         if params.bad_words:
             params.bad_words_token_ids = params.bad_words_token_ids + self._bad_words(params.bad_words)
         self._check_params(params)
@@ -348,6 +355,7 @@ class TextService:
             ("stop_token_ids", params.stop_token_ids),
             ("logit_bias", params.logit_bias),
             ("allowed_token_ids", params.allowed_token_ids or ()),
+            ("logprob_token_ids", params.logprob_token_ids or ()),
             ("bad_words_token_ids", chain.from_iterable(params.bad_words_token_ids)),
         ):
             largest = max(token_ids, default=0)
@@ -370,6 +378,15 @@ class TextService:
             f"{name} must be in 0..{most}, got {asked}. The limit is --max-logprobs; LLM(max_logprobs=-1) has none.",
             param=name,
         )
+
+    def _thinking_limit(self, budget: int, text: str | None, prompt_ids: Sequence[int]) -> ThinkingLimit | None:
+        """In tokens; None where this prompt lets the model think no more."""
+        name = "thinking_token_budget"
+        if self.reasoning_parser is None:
+            raise RequestError(f"{name}: this model shows no thoughts that could be bounded.", param=name)
+        end = self.tokenizer.decode(prompt_ids[-LAST_TOKENS:], skip_special_tokens=False) if text is None else text
+        gate = gate_of(find_thoughts(self.reasoning_parser, end), self.tokenizer)
+        return ThinkingLimit(budget, gate.ends[0], gate.inside, gate.openers) if gate is not None else None
 
     def _bad_words(self, words: Sequence[str]) -> list[list[int]]:
         """Token ids of each word, as it stands at the beginning of a text and after a space."""
@@ -398,7 +415,9 @@ class TextService:
             for detokenizer, one in zip(detokenizers, candidates(params, self._random), strict=True):
                 if prepared.constraint is not None:
                     one.min_tokens = 0  # the grammar sees to it, unless nothing but the end can follow
-                stream = RequestStream(detokenizer, self.end_token_ids, self.observer(prepared), self._stream_interval)
+                watch = None if params.repetition_detection is None else RepetitionWatch(params.repetition_detection)
+                interval = params.stream_interval or self._stream_interval
+                stream = RequestStream(detokenizer, self.end_token_ids, self.observer(prepared), interval, watch)
                 first = first or (stream if count > 1 else None)
                 self.client.submit(
                     prepared.prompt_ids,

@@ -19,6 +19,7 @@ import msgspec
 
 from quire.errors import QuireError, RequestError, RequestFailedError
 from quire.frontend.detokenizer import AnyDetokenizer, NoDetokenizer
+from quire.frontend.repetition import DETECTED, REPETITION, RepetitionWatch
 from quire.messages import TokenLogprobs, TokenOutput
 
 
@@ -66,6 +67,7 @@ class RequestStream:
         end_token_ids: the model's own end tokens; they are no stop reason.
         observer: told about tokens and the end.
         interval: tokens in a delta, besides the first and the last ones; several at once may make it more.
+        watch: fresh, where an answer that repeats itself is to end.
 
     Attributes:
         num_given: tokens that the consumer has.
@@ -89,6 +91,7 @@ class RequestStream:
         "_observer",
         "_sink",
         "_waiter",
+        "_watch",
         "arrival",
         "first_token",
         "last_token",
@@ -104,6 +107,7 @@ class RequestStream:
         end_token_ids: Collection[int] = (),
         observer: TokenObserver | None = None,
         interval: int = 1,
+        watch: RepetitionWatch | None = None,
     ) -> None:
         self.num_given = 0
         self.num_cached_tokens = 0
@@ -114,6 +118,7 @@ class RequestStream:
         self._end_token_ids = end_token_ids
         self._observer = observer
         self._interval = interval
+        self._watch = watch
         self._held: Delta | None = None  # fewer tokens than make a delta; None while the first is still to come
         self._id = -1
         self._abort: Callable[[int], None] | None = None
@@ -166,7 +171,7 @@ class RequestStream:
             return
         self._keep(delta)
         if delta.finish_reason:
-            if output.finish_reason is None and self._abort:  # a stop string: the engine does not know yet
+            if output.finish_reason is None and self._abort:  # ended by its text: the engine does not know yet
                 self._abort(self._id)
             self._end(delta.finish_reason, now)
         elif not self._collecting:
@@ -280,7 +285,12 @@ class RequestStream:
 
     def _to_delta(self, output: TokenOutput) -> Delta:
         """Text for the tokens; a stop string may end the output before the engine does."""
-        token_ids, reason = output.token_ids, output.finish_reason
+        token_ids: list[int] = output.token_ids
+        reason: str | None = output.finish_reason
+        if self._watch is not None:
+            count = self._watch.feed(token_ids)
+            if count is not None and (count < len(token_ids) or reason is None):
+                token_ids, reason = token_ids[:count], REPETITION
         pushed = self._detokenizer.push(token_ids, stop_token=reason == "stop")
         text, stop = pushed.text, pushed.stop
         if reason is None and stop is None:  # nearly always
@@ -291,6 +301,9 @@ class RequestStream:
         if stop is not None:
             logprobs = output.logprobs[: pushed.num_tokens] if output.logprobs else None
             return Delta(token_ids[: pushed.num_tokens], text, logprobs, "stop", stop)
+        if reason == REPETITION:
+            logprobs = output.logprobs[: len(token_ids)] if output.logprobs else None
+            return Delta(list(token_ids), text, logprobs, reason, DETECTED)
         last = token_ids[-1] if token_ids else None
         stop_token = last if reason == "stop" and last not in self._end_token_ids else None
         return Delta(list(token_ids), text, output.logprobs, reason, stop_token)

@@ -19,7 +19,7 @@ NUM_WAITING = 1024
 """Requests that may have a first mask while they wait in line; more of them wait for theirs."""
 MAX_THREADS = 8
 MAX_WORKERS = 8
-"""Fewer on fewer cores: each is woken once per step, and where the model computes on the same cores it pays for that."""
+"""Fewer on fewer cores: each is woken once per step, and a model that computes on the same cores pays for that."""
 
 
 def build_constraints(

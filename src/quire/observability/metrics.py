@@ -28,7 +28,7 @@ from quire.observability.histogram import (
 log = logging.getLogger("quire.request")
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-FINISH_REASONS = ("stop", "length", "abort", "error")
+FINISH_REASONS = ("stop", "length", "abort", "error", "repetition")
 LABELS = ("model_name", "engine")
 PROMPT_TOKENS, GENERATION_TOKENS, FINISHED = 0, 1, 2
 """Places among the counters; from FINISHED on one per reason."""

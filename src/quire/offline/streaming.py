@@ -12,7 +12,7 @@ from quire.frontend.streams import Delta, RequestStream, merged
 from quire.offline.progress import ProgressBar
 from quire.offline.results import Numbered, Results
 from quire.outputs import BeamSearchOutput, CompletionOutput, RequestOutput
-from quire.params import BeamSearchParams, RequestOutputKind
+from quire.params import BeamSearchParams, RequestOutputKind, SamplingParams
 
 
 async def stream_outputs(
@@ -39,18 +39,18 @@ async def stream_outputs(
                     yield results.whole(id_, request, own, deltas)
                 continue
             shown = delta if kind == RequestOutputKind.DELTA else so_far[place]
-            grown = [_grown(results, index, shown, so_far[place])]
+            grown = [_grown(results, index, shown, so_far[place], request.params)]
             yield results.request(id_, request, own, grown, finished=finished)
     finally:
         for stream in streams:
             stream.close()
 
 
-def _grown(results: Results, index: int, shown: Delta, whole: Delta) -> CompletionOutput:
+def _grown(results: Results, index: int, shown: Delta, whole: Delta, params: SamplingParams) -> CompletionOutput:
     """A completion with what is shown of it; its log-probability is always that of the whole."""
     total = None if whole.logprobs is None else sum(entry.logprobs[0] for entry in whole.logprobs)
     copy = Delta([*shown.token_ids], shown.text, shown.logprobs, shown.finish_reason, shown.stop_reason)
-    return results.completion(index, Chosen(copy, total))
+    return results.completion(index, Chosen(copy, total), params)
 
 
 async def search_beams(

@@ -118,7 +118,7 @@ class ChatCompletions(GenerateRoute[ChatRequest]):
 
 def _shape(call: Call[ChatRequest]) -> ChatShape:
     as_ids = call.request.return_tokens_as_token_ids
-    return ChatShape(call.service.tokenizer, call.request.wanted_logprobs(), as_ids=as_ids)
+    return ChatShape(call.service.tokenizer, call.request.shown_logprobs(), as_ids=as_ids)
 
 
 def _echo(call: Call[ChatRequest]) -> str:

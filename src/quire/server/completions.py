@@ -67,8 +67,12 @@ class Completions(GenerateRoute[CompletionRequest]):
 
 
 def _shape(call: Call[CompletionRequest]) -> CompletionShape:
+    request = call.request
     return CompletionShape(
-        call.service.tokenizer, call.request.logprobs, as_ids=call.request.return_tokens_as_token_ids
+        call.service.tokenizer,
+        request.shown_logprobs(),
+        prompt_count=request.logprobs,
+        as_ids=request.return_tokens_as_token_ids,
     )
 
 
