@@ -42,7 +42,7 @@ class ChatCompletions(GenerateRoute[ChatRequest]):
                 param="chat_template",
                 code="unsupported_parameter",
             )
-        service.check_logprobs("top_logprobs", request.wanted_logprobs())
+        service.fit.check_logprobs("top_logprobs", request.wanted_logprobs())
         params = request.sampling_params(service.default_sampling)
         plan = request.tool_plan()
         grammar = held_to_calls(plan, params.structured_outputs, service, call.warnings)

@@ -1,4 +1,4 @@
-"""What `LLM` runs on its loop besides whole generations: outputs while they grow, and beam searches."""
+"""What `LLM` runs on its loop: whole generations, outputs while they grow, beam searches."""
 
 from __future__ import annotations
 
@@ -13,6 +13,30 @@ from quire.offline.progress import ProgressBar
 from quire.offline.results import Numbered, Results
 from quire.outputs import BeamSearchOutput, CompletionOutput, RequestOutput
 from quire.params import BeamSearchParams, RequestOutputKind, SamplingParams
+
+
+async def generate_all(
+    service: TextService, results: Results, numbered: Sequence[Numbered], bar: ProgressBar | None
+) -> list[RequestOutput]:
+    """All prompts together; the outputs in their order."""
+
+    async def collect(one: Numbered, own: Sequence[RequestStream]) -> RequestOutput:
+        deltas = [await stream.collect() for stream in own]
+        if bar:
+            bar.add(len(one.request.prompt_ids), sum(len(delta.token_ids) for delta in deltas))
+        return results.whole(one.id, one.request, own, deltas)
+
+    streams: list[list[RequestStream]] = []
+    try:
+        for _, request in numbered:
+            streams.append(service.start(request))
+        return await asyncio.gather(*(collect(one, own) for one, own in zip(numbered, streams, strict=True)))
+    finally:  # after Ctrl-C or an error nothing keeps running for nobody
+        for own in streams:
+            for stream in own:
+                stream.close()
+        if bar:
+            bar.close()
 
 
 async def stream_outputs(
