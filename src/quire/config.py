@@ -132,8 +132,9 @@ class StructuredOutputsConfig(msgspec.Struct, frozen=True, kw_only=True):
         int, Meta(ge=16, description="MiB of memory that one process with grammars may take.")
     ] = 256
     structured_outputs_workers: Annotated[
-        int, Meta(ge=1, le=256, description="Most processes with grammars; they start when they are needed.")
-    ] = 8
+        Annotated[int, Meta(ge=1, le=256)] | None,
+        Meta(description="Most processes with grammars, started when needed; default: half the cores, 1 to 8."),
+    ] = None
     structured_outputs_cache: Annotated[
         int, Meta(ge=0, description="Compiled grammars that are kept while nobody uses them.")
     ] = 128

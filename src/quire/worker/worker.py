@@ -173,7 +173,7 @@ class _House:
         from quire.worker.graphs import DecodeGraphs, MixedGraphs, Parts
         from quire.worker.sampling.fused import FusedSampler
 
-        stages = word_stages(self.vocab_size, build.device)
+        stages = word_stages(most, self.vocab_size, build.device)
         fused = FusedSampler(most, self.vocab_size, build.device, stages, build.dtype)
         graphs: tuple[Graphs, ...] = ()
         if self.use_graphs:
