@@ -70,7 +70,7 @@ class Packed:
 
 
 KINDS = ("linear_bf16", "linear_int8", "norm", "store_paged", "attend_paged")
-"""Functions of one job each, in the order of `run_jobs`."""
+"""Kinds of job, in the order of `run_jobs`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,9 +133,10 @@ class NativeLibrary:
     # ---- calls -----------------------------------------------------------------------------------------------------
 
     def _call(self, name: str, job: ctypes.Structure, wide: int) -> None:
-        getattr(self._library, name)(ctypes.byref(job), wide)
+        call = Call(name, job, wide)
+        self.sequence([call])()
         if self.on_call is not None:
-            self.on_call(Call(name, job, wide))
+            self.on_call(call)
 
     def sequence(self, calls: Sequence[Call]) -> Callable[[], None]:
         """One call that repeats all of these in order; their tensors must stay alive."""

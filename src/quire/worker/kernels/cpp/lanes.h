@@ -14,8 +14,10 @@ extern "C" int omp_get_max_threads(void);
 extern "C" void *malloc(size_t);
 extern "C" void free(void *);
 
-// Working memory of one calling thread, kept between calls and grown when needed. The contents are lost then.
-INLINE void *borrowed(size_t bytes) {
+// Working memory of this thread, kept between calls and grown when needed; the contents are lost then. `purpose` tells
+// apart what one thread holds at the same time.
+enum { OWN, SHARED };
+template <int purpose> INLINE void *borrowed(size_t bytes) {
   static thread_local struct {
     char *start;
     size_t size;
@@ -34,6 +36,7 @@ typedef float f32x16 __attribute__((vector_size(64)));
 typedef int32_t i32x16 __attribute__((vector_size(64)));
 typedef uint32_t u32x16 __attribute__((vector_size(64)));
 typedef uint16_t u16x16 __attribute__((vector_size(32)));
+typedef uint8_t u8x16 __attribute__((vector_size(16)));
 typedef uint16_t bf16;  // the upper half of a float
 
 template <class V> INLINE V load(const void *from) {
