@@ -25,7 +25,7 @@ from quire.worker.models.load import load_model
 from quire.worker.native_graphs import NativeGraphs
 from quire.worker.quantization.select import select_scheme
 from quire.worker.rows import Rows
-from quire.worker.runner import Graphs, Pending, RowSampler, Runner
+from quire.worker.runner import Graphs, Pending, Runner
 from quire.worker.sampling.prompt import LINES, PromptScorer
 from quire.worker.sampling.sampler import Sampler, word_stages
 from quire.worker.sizes import (
@@ -165,11 +165,11 @@ class _House:
         scorer = PromptScorer(most, self.vocab_size)
         if not has_triton_kernels(build.device):
             most_likely = build.kernels.most_likely  # plain or native ones, which have it
-            sampler: RowSampler = Sampler(most, self.vocab_size, build.device, most_likely=most_likely)
-            what = (self.model, build.backend, build.kernels, rows, kv)
-            if self.native is None or not self.use_graphs:
-                return Runner(*what, sampler, scorer)
-            return Runner(*what, sampler, scorer, (NativeGraphs(*what, self.native),))
+            sampler = Sampler(most, self.vocab_size, build.device, most_likely=most_likely)
+            captured: tuple[Graphs, ...] = ()
+            if self.native is not None and self.use_graphs:
+                captured = (NativeGraphs(self.model, build.backend, rows, kv, sampler, self.native),)
+            return Runner(self.model, build.backend, build.kernels, rows, kv, sampler, scorer, captured)
         from quire.worker.graphs import DecodeGraphs, MixedGraphs, Parts
         from quire.worker.sampling.fused import FusedSampler
 

@@ -56,6 +56,16 @@ Store = _structure(
 )
 
 
+Gather = _structure(
+    "Gather",
+    **_pointers("rows starts computed tokens tables ids positions slots kv_lens advanced"),
+    **_ints("requests tokens_width tables_width block_size"),
+)
+Pick = _structure("Pick", **_pointers("ids table out"), **_ints("lines bytes"))
+Turn = _structure("Turn", **_pointers("positions frequency cos sin"), **_ints("tokens half"), scale=_Float)
+Choose = _structure("Choose", **_pointers("logits ids rows tokens lens"), **_ints("lines vocab tokens_width"))
+
+
 @dataclass(frozen=True, slots=True)
 class Packed:
     """A weight [outs, inputs] in panels. `scales` and `sums` belong to int8 ones; layout 1 has gate and up side by
@@ -69,8 +79,18 @@ class Packed:
     layout: int
 
 
-KINDS = ("linear_bf16", "linear_int8", "norm", "store_paged", "attend_paged")
-"""Kinds of job, in the order of `run_jobs`."""
+KINDS = {
+    "linear_bf16": "rows",
+    "linear_int8": "rows",
+    "norm": "rows",
+    "store_paged": "tokens",
+    "attend_paged": "requests",
+    "gather": "requests",
+    "pick": "lines",
+    "turn": "tokens",
+    "choose": "lines",
+}
+"""Kinds of job, in the order of `run_jobs`, and the field that says how many rows of a batch one has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +100,23 @@ class Call:
     name: str
     job: ctypes.Structure
     wide: int
+
+    def check_size(self, num: int) -> None:
+        """A job of a captured step must be about its rows, one line for each.
+
+        Raises:
+            ValueError: it is not.
+        """
+        found = getattr(self.job, KINDS[self.name])
+        if found != num:
+            raise ValueError(f"{self.name} of {found} lines in a step of {num} rows")
+
+    def resize(self, num: int) -> None:
+        """The next time for so many rows of a batch, no more than the buffers have."""
+        setattr(self.job, KINDS[self.name], num)
+
+
+_NUMBERS = {name: number for number, name in enumerate(KINDS)}
 
 
 class NativeLibrary:
@@ -141,7 +178,7 @@ class NativeLibrary:
     def sequence(self, calls: Sequence[Call]) -> Callable[[], None]:
         """One call that repeats all of these in order; their tensors must stay alive."""
         num = len(calls)
-        kinds = (_Flag * num)(*(KINDS.index(call.name) for call in calls))
+        kinds = (_Flag * num)(*(_NUMBERS[call.name] for call in calls))
         jobs = (_Pointer * num)(*(ctypes.addressof(call.job) for call in calls))
         wides = (_Flag * num)(*(call.wide for call in calls))
         kept = tuple(calls)
@@ -207,12 +244,66 @@ class NativeLibrary:
         self._call("norm", job, _wide(x))
         return out
 
+    # ---- the begin and the end of a step ------------------------------------------------------------------------
+
+    def gather(
+        self,
+        rows: torch.Tensor,
+        query_starts: torch.Tensor,
+        num_tokens: int,
+        computed: torch.Tensor,
+        tokens: torch.Tensor,
+        tables: torch.Tensor,
+        block_size: int,
+        *,
+        advance: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """As `protocol.Kernels.gather`, of int32 tables; `advance` counts the step's tokens as computed."""
+        ids = torch.empty(num_tokens, dtype=torch.int32)
+        positions, slots = torch.empty(num_tokens, dtype=torch.int64), torch.empty(num_tokens, dtype=torch.int64)
+        kv_lens = torch.empty(len(rows), dtype=torch.int32)
+        read = (rows, query_starts, computed, tokens, tables)
+        job = Gather(
+            *(tensor.data_ptr() for tensor in (*read, ids, positions, slots, kv_lens)),
+            computed.data_ptr() if advance else None,
+            len(rows),
+            tokens.stride(0),
+            tables.stride(0),
+            block_size,
+        )
+        self._call("gather", job, 0)
+        return ids, positions, slots, kv_lens
+
+    def embed(self, ids: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """ids [tokens] int32, weight [vocab, hidden] -> [tokens, hidden]."""
+        out = torch.empty(len(ids), weight.shape[1], dtype=weight.dtype)
+        line = weight.shape[1] * weight.element_size()
+        self._call("pick", Pick(ids.data_ptr(), weight.data_ptr(), out.data_ptr(), len(ids), line), 0)
+        return out
+
+    def turns(
+        self, positions: torch.Tensor, frequency: torch.Tensor, scale: float, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """positions [tokens] int64, frequency [half] float32 -> cos and sin [tokens, half]."""
+        cos, sin = (torch.empty(len(positions), len(frequency), dtype=dtype) for _ in range(2))
+        tensors = (positions, frequency, cos, sin)
+        job = Turn(*(tensor.data_ptr() for tensor in tensors), *cos.shape, scale)
+        self._call("turn", job, _wide(cos))
+        return cos, sin
+
     def most_likely(self, logits: torch.Tensor) -> torch.Tensor:
         """[rows] int64: the first of the largest of each row."""
-        out = torch.empty(len(logits), dtype=torch.int64)
-        places = (_Pointer(tensor.data_ptr()) for tensor in (logits, out))
-        self._library.most_likely(*places, _Int(len(logits)), _Int(logits.shape[1]), _wide(logits))
-        return out
+        ids = torch.empty(len(logits), dtype=torch.int64)
+        self._call("choose", Choose(logits.data_ptr(), ids.data_ptr(), None, None, None, *logits.shape, 0), _wide(logits))
+        return ids
+
+    def choice(
+        self, logits: torch.Tensor, ids: torch.Tensor, rows: torch.Tensor, tokens: torch.Tensor, lens: torch.Tensor
+    ) -> Call:
+        """The call that finds the most likely ids [rows] int64 and appends them to their rows; it is not made."""
+        tensors = (logits, ids, rows, tokens, lens)
+        job = Choose(*(tensor.data_ptr() for tensor in tensors), *logits.shape, tokens.stride(0))
+        return Call("choose", job, _wide(logits))
 
     # ---- attention ---------------------------------------------------------------------------------------------
 
@@ -246,6 +337,33 @@ class NativeKernels(PlainKernels):
         if not (_fits(x) and _fits(residual)):
             return super().add_rms_norm(x, residual, weight, eps)
         return self._library.norm(x, residual, weight, eps), residual
+
+    def embed(self, ids: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """Line by line."""
+        if ids.dtype != torch.int32 or ids.dim() != 1 or not (ids.is_contiguous() and weight.is_contiguous()):
+            return super().embed(ids, weight)
+        return self._library.embed(ids, weight)
+
+    def turns(
+        self, positions: torch.Tensor, frequency: torch.Tensor, scale: float, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """In one pass."""
+        if dtype not in FORMATS or positions.dtype != torch.int64 or not positions.is_contiguous():
+            return super().turns(positions, frequency, scale, dtype)
+        return self._library.turns(positions, frequency, scale, dtype)
+
+    def gather(
+        self,
+        rows: torch.Tensor,
+        query_starts: torch.Tensor,
+        requests: torch.Tensor,
+        computed: torch.Tensor,
+        tokens: torch.Tensor,
+        tables: torch.Tensor,
+        block_size: int,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """In one pass."""
+        return self._library.gather(rows, query_starts, len(requests), computed, tokens, tables, block_size)
 
     def most_likely(self, logits: torch.Tensor) -> torch.Tensor:
         """In one pass."""

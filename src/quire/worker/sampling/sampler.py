@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,6 +88,11 @@ class Sampler:
         self._seeds.set(new.row, params.seed or 0)
         most = params.logprobs
         self._num_logprobs[new.row] = -1 if most is None else self._vocab_size if most == -1 else most
+
+    def only_most_likely(self, rows: Sequence[int]) -> bool:
+        """Whether these rows want the most likely token and nothing else."""
+        index = list(rows)
+        return not (self._random[index].any() or self._active[index].any() or (self._num_logprobs[index] >= 0).any())
 
     def __call__(self, raw_logits: torch.Tensor, batch: SamplingBatch) -> Sampled:
         """Sample one token per row. raw_logits: [samples, vocab], left as they are."""

@@ -14,6 +14,10 @@ static void run(int kind, const void *job, bool wide, const Team &team) {
     case 2: return norm(*(const Norm *)job, wide, team);
     case 3: return store_paged(*(const Store *)job, wide, team);
     case 4: return attend_paged(*(const Attend *)job, wide, team);
+    case 5: return gather(*(const Gather *)job, wide, team);
+    case 6: return pick(*(const Pick *)job, wide, team);
+    case 7: return turn(*(const Turn *)job, wide, team);
+    case 8: return choose(*(const Choose *)job, wide, team);
   }
 }
 

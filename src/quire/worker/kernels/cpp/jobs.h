@@ -1,4 +1,4 @@
-// What a step is made of: jobs of five kinds, each run by all threads of a team. Pointers are to tensors that the caller
+// What a step is made of: jobs of a few kinds, each run by all threads of a team. Pointers are to tensors that the caller
 // keeps alive; the structures are those of native.py, field by field.
 
 #pragma once
@@ -46,12 +46,52 @@ struct Attend {
   float scale, soft_cap;    // soft_cap 0: none
 };
 
+struct Gather {               // the inputs of a step from the tables of the rows, see worker/rows.py
+  const int32_t *rows;        // [requests]
+  const int32_t *starts;      // [requests + 1] first token of each
+  const int32_t *computed;    // by row
+  const int32_t *tokens;      // [rows, tokens_width]
+  const int32_t *tables;      // [rows, tables_width]
+  int32_t *ids;               // [tokens], as are the next two
+  int64_t *positions, *slots;
+  int32_t *kv_lens;           // [requests]
+  int32_t *advanced;          // by row: also written there, or null
+  int64_t requests, tokens_width, tables_width, block_size;
+};
+
+struct Pick {                 // lines of a table: [lines] -> [lines, bytes]
+  const int32_t *ids;
+  const void *table;
+  void *out;
+  int64_t lines, bytes;
+};
+
+struct Turn {                 // cos and sin of position times frequency, times scale: [tokens, half]
+  const int64_t *positions;
+  const float *frequency;
+  void *cos, *sin;
+  int64_t tokens, half;
+  float scale;
+};
+
+struct Choose {               // the most likely token of each line, appended to its row
+  const void *logits;         // [lines, vocab]
+  int64_t *ids;               // [lines]
+  const int32_t *rows;        // [lines], or null: nothing is appended
+  int32_t *tokens, *lens;     // [rows, tokens_width], by row
+  int64_t lines, vocab, tokens_width;
+};
+
 // `wide`: activations are float, else bf16.
 void linear_bf16(const Linear &, bool wide, const Team &);
 void linear_int8(const Linear &, bool wide, const Team &);
 void norm(const Norm &, bool wide, const Team &);
 void store_paged(const Store &, bool wide, const Team &);
 void attend_paged(const Attend &, bool wide, const Team &);
+void gather(const Gather &, bool wide, const Team &);
+void pick(const Pick &, bool wide, const Team &);
+void turn(const Turn &, bool wide, const Team &);
+void choose(const Choose &, bool wide, const Team &);
 
 // Bytes of scratch that a job wants.
 int64_t linear_scratch(const Linear &);

@@ -83,6 +83,18 @@ INLINE float number(bf16 x) { return widen(x); }
 INLINE void put_one(float *to, float value) { *to = value; }
 INLINE void put_one(bf16 *to, float value) { *to = narrow(value); }
 
+// Up to 16 of them.
+template <class T> INLINE void put_some(T *to, f32x16 value, int64_t many) {
+  if (many >= LANES) return put(to, value);
+  for (int64_t i = 0; i < many; i++) put_one(to + i, value[i]);
+}
+template <class T> INLINE f32x16 get_some(const T *from, int64_t many) {
+  if (many >= LANES) return get(from);
+  f32x16 out = {};
+  for (int64_t i = 0; i < many; i++) out[i] = number(from[i]);
+  return out;
+}
+
 INLINE f32x16 largest(f32x16 a, f32x16 b) { return a > b ? a : b; }
 
 // Across the lanes: fold the halves together four times.

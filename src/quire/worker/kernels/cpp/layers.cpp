@@ -1,4 +1,4 @@
-// What stands between the products: norms with the residual sum, and the gate.
+// What stands between the products: norms with the residual sum.
 
 #include "jobs.h"
 
@@ -40,26 +40,6 @@ template <class T> static void norm_rows(const Norm &job, const Team &team) {
 void norm(const Norm &job, bool wide, const Team &team) {
   if (wide) norm_rows<float>(job, team);
   else norm_rows<bf16>(job, team);
-}
-
-// The first of the largest of each row. [rows, size] -> [rows]; NaN is never chosen unless there is nothing else.
-template <class T> static void first_largest(const T *x, int64_t *out, int64_t rows, int64_t size) {
-  const int64_t whole = size / LANES * LANES;
-#pragma omp parallel for schedule(static)
-  for (int64_t row = 0; row < rows; row++) {
-    const T *line = x + row * size;
-    f32x16 top = splat(-__builtin_inff());
-    for (int64_t i = 0; i < whole; i += LANES) top = largest(get(line + i), top);
-    float peak = largest(top);
-    for (int64_t i = whole; i < size; i++) peak = number(line[i]) > peak ? number(line[i]) : peak;
-    int64_t at = 0;
-    while (at < size - 1 && number(line[at]) != peak) at++;
-    out[row] = number(line[at]) == peak ? at : 0;
-  }
-}
-extern "C" void most_likely(const void *x, int64_t *out, int64_t rows, int64_t size, int wide) {
-  if (wide) first_largest((const float *)x, out, rows, size);
-  else first_largest((const bf16 *)x, out, rows, size);
 }
 
 // Ask for large pages under memory that will be read through again and again.

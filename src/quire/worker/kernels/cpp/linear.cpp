@@ -115,17 +115,6 @@ INLINE f32x16 finished(const Linear &job, i32x16 sum, int64_t row, int64_t colum
   return __builtin_convertvector(centred, f32x16) * get(job.scales + column) * scales[row];
 }
 
-template <class T> INLINE void put_some(T *to, f32x16 value, int64_t many) {
-  if (many >= LANES) return put(to, value);
-  for (int64_t i = 0; i < many; i++) put_one(to + i, value[i]);
-}
-template <class T> INLINE f32x16 get_some(const T *from, int64_t many) {
-  if (many >= LANES) return get(from);
-  f32x16 out = {};
-  for (int64_t i = 0; i < many; i++) out[i] = number(from[i]);
-  return out;
-}
-
 // The 32 sums of one row and panel, to their places.
 template <class T>
 static __attribute__((noinline)) void write(const Linear &job, f32x16 left, f32x16 right, int64_t row, int64_t panel) {
