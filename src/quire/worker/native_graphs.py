@@ -134,8 +134,9 @@ class NativeGraphs:
         noted = _Notes()
         self._library.on_call = noted.calls.append
         try:
+            batch = self._batch(rows)
             with noted:
-                logits = self._model.logits(self._model(self._batch(rows)))
+                logits = self._model.logits(self._model(batch))
         finally:
             self._library.on_call = None
         self._rows.computed[-1] = 0
@@ -145,10 +146,10 @@ class NativeGraphs:
         for call in calls:
             call.check_size(size)
         steps, choosing_steps = self._merged(noted.calls), self._merged([*noted.calls, choice])
-        return _Program(rows, steps, choosing_steps, calls, logits, token_ids, noted.kept, size)
+        return _Program(rows, steps, choosing_steps, calls, logits, token_ids, [batch, noted.kept], size)
 
     def _batch(self, rows: torch.Tensor) -> Batch:
-        """One token of each row; gathering it is noted as well."""
+        """One token of each row; gathering it is a job like others."""
         size, mine = len(rows), self._rows
         starts = torch.arange(size + 1, dtype=torch.int32)
         ids, positions, slots, kv_lens = self._library.gather(
