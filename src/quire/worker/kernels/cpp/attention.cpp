@@ -134,9 +134,10 @@ INLINE void add_values(State &s, const int32_t *const *lines, int first, int las
     for (int d = 0; d < D; d++) put(s.out[r] + at + 16 * d, sums[r][d]);
 }
 
-INLINE const int32_t *place(const Attend &job, const Item &item, int key, int which, int64_t head_words) {
-  int32_t block = job.tables[job.rows[item.request] * job.table_width + key / job.block_size];
-  return (const int32_t *)job.kv + ((block * job.kv_heads + item.head) * 2 + which) * head_words;
+// K of the block that holds a key; V lies behind it.
+INLINE const int32_t *place(const Attend &job, const Item &item, int key, int64_t head_words) {
+  int32_t block = job.tables[job.rows[item.request] * job.table_width + key / (int)job.block_size];
+  return (const int32_t *)job.kv + (block * job.kv_heads + item.head) * 2 * head_words;
 }
 
 // K and V of 16 keys; those behind the end of an item are the first of the next one.
@@ -147,7 +148,7 @@ INLINE void fetch_early(const Attend &job, const Item &item, const Item *next, i
     if (!next || key >= next->high) return;
     of = next;
   }
-  const char *from = (const char *)place(job, *of, key, 0, head_words);
+  const char *from = (const char *)place(job, *of, key, head_words);
   for (int64_t byte = 0; byte < head_words * 8; byte += 64) __builtin_prefetch(from + byte, 0, 2);
 }
 
@@ -163,9 +164,11 @@ static __attribute__((noinline)) void tile(const Attend &job, const Item &item, 
     const int32_t *keys[STEP / 16];
     for (int g = 0; g < STEP / 16; g++) {
       int from = key + 16 * (g < groups ? g : 0);  // groups behind the end repeat the first; nobody looks at them
-      keys[g] = place(job, item, from, 0, head_words) + from % size;
+      const int32_t *block = place(job, item, from, head_words);
+      keys[g] = block + from % size;
+      for (int i = 0; i < 16 / P; i++) lines[g * (16 / P) + i] = block + head_words + (from % size / P + i) * dim;
     }
-    const int G = R == 1 ? 4 : R == 8 ? 1 : 2;
+    const int G = R <= 2 ? 4 : R == 4 ? 2 : 1;
     for (int g = 0; g < groups; g += G) {
       for (int from = key + 16 * g + STEP; R <= 4 && size == 16 && from < key + 16 * (g + G) + STEP; from += 16)
         fetch_early(job, item, next, from, high, head_words);
@@ -173,10 +176,6 @@ static __attribute__((noinline)) void tile(const Attend &job, const Item &item, 
     }
     weigh<Kind>(job, s, rows, R, key, many);
     int first = most(0, low - key) / P, last = (many + P - 1) / P;
-    for (int i = first; i < last; i++) {
-      int token = key + i * P;
-      lines[i] = place(job, item, token, 1, head_words) + token % size / P * dim;
-    }
     if (P == 2 && low > key && low % 2) {
       for (int d = 0; d < dim; d++) edge[0][d] = lines[first][d] & 0xffff0000;
       lines[first] = edge[0];

@@ -83,7 +83,7 @@ template <class T> static void store_token(const Store &job, int64_t token) {
 
 void store_paged(const Store &job, bool wide, const Team &team) {
   team.share((job.tokens + TOGETHER - 1) / TOGETHER, [&](int64_t piece) {
-    for (int64_t token = piece * TOGETHER; token < least(job.tokens, (piece + 1) * TOGETHER); token++)
+    for (int64_t token = piece * TOGETHER, end = least(job.tokens, token + TOGETHER); token < end; token++)
       if (wide) store_token<float>(job, token);
       else store_token<bf16>(job, token);
   });
