@@ -1,7 +1,7 @@
 """Captured decode steps on a CPU: what a step launches is written down once and repeated by one call.
 
 Launching a layer from Python takes about 80 us, a tenth of a small model's step. The first step of a size is run once
-with null rows, in buffers of that size, while every C++ job and torch operation is noted. Steps of as many rows or fewer
+with null rows, in buffers of that size, while every C++ job and torch operation is noted. Steps of so many rows or less
 write the numbers of their rows into the first buffer, and repeat:
 
     rows      | r3 r0 r7 | null |         jobs run for as many rows as there are, torch's operations for the whole size

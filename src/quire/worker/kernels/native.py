@@ -294,7 +294,9 @@ class NativeLibrary:
     def most_likely(self, logits: torch.Tensor) -> torch.Tensor:
         """[rows] int64: the first of the largest of each row."""
         ids = torch.empty(len(logits), dtype=torch.int64)
-        self._call("choose", Choose(logits.data_ptr(), ids.data_ptr(), None, None, None, *logits.shape, 0), _wide(logits))
+        self._call(
+            "choose", Choose(logits.data_ptr(), ids.data_ptr(), None, None, None, *logits.shape, 0), _wide(logits)
+        )
         return ids
 
     def choice(
