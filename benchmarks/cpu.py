@@ -110,7 +110,7 @@ def offline_rows(args: argparse.Namespace, model: Path, work: Path) -> list[Row]
             sys.executable, "quire_offline.py", model, work, args.rounds, "cpu_kernels=torch"
         ),
         "quire, int8": run(sys.executable, "quire_offline.py", model, work, args.rounds, "quantization=int8"),
-        "transformers": run(sys.executable, "transformers_offline.py", model, work, args.rounds),
+        "transformers": run(sys.executable, "transformers_offline.py", model, work, min(2, args.rounds)),
     }
     if args.vllm:
         env = vllm_environment()
