@@ -23,7 +23,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from quire.messages import StepPlan, StepResult
 from quire.worker.attention.protocol import AttentionBackend
 from quire.worker.batch import Batch
-from quire.worker.kernels.native import Call, NativeLibrary
+from quire.worker.kernels.native import NativeLibrary
+from quire.worker.kernels.native_jobs import Call
 from quire.worker.rows import Rows
 from quire.worker.sampling.sampler import Sampler
 

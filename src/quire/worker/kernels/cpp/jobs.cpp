@@ -1,4 +1,4 @@
-// Many jobs in one call, in order, by one team. Kinds are those of `KINDS` in native.py.
+// Many jobs in one call, in order, by one team. Kinds are those of `KINDS` in native_jobs.py.
 
 #include "jobs.h"
 

@@ -1,5 +1,5 @@
 // What a step is made of: jobs of a few kinds, each run by all threads of a team. Pointers are to tensors that the caller
-// keeps alive; the structures are those of native.py, field by field.
+// keeps alive; the structures are those of native_jobs.py, field by field.
 
 #pragma once
 #include "team.h"
