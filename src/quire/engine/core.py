@@ -45,6 +45,10 @@ class EngineCore:
         """Called while there is no work: whether something was prepared for later."""
         return self.constraints.prepare() or self._executor.prepare()
 
+    def settle(self) -> None:
+        """Called between steps, when outputs are on their way: wait until the device wants the next plan."""
+        self._executor.settle()
+
     def step(self) -> Outputs:
         """Plan and launch one step, then take in the results of the one before."""
         constraints = self.constraints

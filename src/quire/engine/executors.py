@@ -45,6 +45,9 @@ class Executor(Protocol):
     def sample(self, plan: StepPlan, masks: Masks) -> Pending:
         """Launch the sampling of this step, after its forward."""
 
+    def settle(self) -> None:
+        """Wait until planning another step makes sense: not while a device without a queue still runs a forward."""
+
     def prepare(self) -> bool:
         """There is no work: spend a few milliseconds on being faster later. False when nothing is left to prepare."""
 
@@ -65,6 +68,9 @@ class InlineExecutor:
     def sample(self, plan: StepPlan, masks: Masks) -> Pending:
         """Launch."""
         return self._worker.sample(plan, masks)
+
+    def settle(self) -> None:
+        """There is always room in the device's queue."""
 
     def prepare(self) -> bool:
         """Let the worker."""
@@ -91,8 +97,8 @@ class ThreadExecutor:
     On a CPU let that be the main thread: OpenMP keeps its workers awake between operations only if no more threads
     own a team than there are cores, and counts the main thread as one. Elsewhere each operation costs 80 us more.
 
-    `sample` returns when the step's forward is done and sampling has begun. So the next step is planned as late
-    as possible, with every request that arrived meanwhile, and results are committed while it already runs.
+    `settle` returns when the step's forward is done and sampling has begun. So the next step is planned as late as
+    possible, with every request that arrived meanwhile, and results are committed and sent while it already runs.
     """
 
     def __init__(self, worker: Worker) -> None:
@@ -105,11 +111,13 @@ class ThreadExecutor:
         self._forward = self._call(self._worker.forward, plan)
 
     def sample(self, plan: StepPlan, masks: Masks) -> Pending:
-        """Launch, and wait for the forward."""
-        sampled = self._call(self._worker.sample, plan, masks)
+        """Launch."""
+        return _ThreadPending(self._call(self._worker.sample, plan, masks))
+
+    def settle(self) -> None:
+        """Wait for the forward."""
         if self._forward is not None:
             self._forward.result()
-        return _ThreadPending(sampled)
 
     def prepare(self) -> bool:
         """Nothing: a CPU has no graphs to make."""

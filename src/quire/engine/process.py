@@ -109,6 +109,7 @@ class EngineProcess:
             if outputs.outputs or outputs.stats != self._sent:
                 self._sent = outputs.stats
                 self._wire.send(outputs)
+            self._core.settle()
 
     def _receive(self) -> list[ToEngine]:
         constraints = self._core.constraints

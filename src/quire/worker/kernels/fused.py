@@ -53,6 +53,10 @@ class TritonKernels:
         """One pass."""
         return activation.gated(x, kind)
 
+    def embed(self, ids: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """torch's."""
+        return F.embedding(ids, weight)
+
     def turns(
         self, positions: torch.Tensor, frequency: torch.Tensor, scale: float, dtype: torch.dtype
     ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -32,6 +32,9 @@ class Kernels(Protocol):
     def gated(self, x: torch.Tensor, kind: str) -> torch.Tensor:
         """act(gate) * up of x [tokens, gate | up]; kind is silu, gelu, gelu_tanh or relu."""
 
+    def embed(self, ids: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """Lines of weight [vocab, hidden] by ids [tokens]."""
+
     def turns(
         self, positions: torch.Tensor, frequency: torch.Tensor, scale: float, dtype: torch.dtype
     ) -> tuple[torch.Tensor, torch.Tensor]:

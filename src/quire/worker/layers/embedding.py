@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from quire.worker.layers.build import Build
@@ -18,9 +17,10 @@ class Embedding(nn.Module):
         self.weight = parameter(
             (vocab_size, hidden_size), dtype=build.dtype, device=build.device, shard=Shard(0, (vocab_size,))
         )
+        self._kernels = build.kernels
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:  # [tokens] -> [tokens, hidden]
-        return F.embedding(input_ids, self.weight)
+        return self._kernels.embed(input_ids, self.weight)
 
 
 class TiedHead(nn.Module):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,6 +87,11 @@ class Sampler:
         self._random[new.row] = not params.greedy
         self._seeds.set(new.row, params.seed or 0)
         self._wishes.start_row(new)
+
+    def only_most_likely(self, rows: Sequence[int]) -> bool:
+        """Whether these rows want the most likely token and nothing else."""
+        index = list(rows)
+        return not (self._random[index].any() or self._active[index].any() or (self._num_logprobs[index] >= 0).any())
 
     def __call__(self, raw_logits: torch.Tensor, batch: SamplingBatch) -> Sampled:
         """Sample one token per row. raw_logits: [samples, vocab], left as they are."""
