@@ -79,6 +79,7 @@ class Worker:
             backend=select_backend(self.device, native=native is not None),
             scheme=select_scheme(config.model.quantization, self.device, native),
             kernels=kernels_for(self.device, native),
+            max_model_len=max(0, max_model_len),
         )
         model = load_model(
             folder,

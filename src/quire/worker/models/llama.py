@@ -6,33 +6,44 @@ the small 3.2 ones tie the head to the embedding, Mistral looks back over a wind
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from quire.checkpoint import ModelFacts
-from quire.worker.layers.blocks import CausalLM, DecoderLayer, Shape
+from quire.worker.layers.blocks import CausalLM, Decoder, DecoderLayer
 from quire.worker.layers.build import Build
+from quire.worker.layers.mlp import GatedMLP
+from quire.worker.layers.rope import RotaryEmbedding
+from quire.worker.layers.shape import Shape
 from quire.worker.loading.names import Fuse, Rule, Skip
 
 
 class LlamaForCausalLM(CausalLM):
     """Llama: biases on attention and MLP only where the config says so."""
 
-    kv_heads: int | None = None
+    absent: dict[str, Any] = {}
+    """Values of this family where a config names none."""
 
     def __init__(self, facts: ModelFacts, build: Build) -> None:
-        config = facts.config
-        shape = Shape.read(config, kv_heads=self.kv_heads)
-        options = self.layer_options(facts)
+        shape = Shape.read(facts.config, absent=self.absent)
 
         def layer(index: int) -> nn.Module:
-            return DecoderLayer(shape, index, build, **options)
+            return DecoderLayer(
+                shape, index, build, mlp=self.mlp(facts, shape, build), **self.attention(facts, shape, build, index)
+            )
 
-        super().__init__(shape, config, build, layer)
+        rope = RotaryEmbedding(shape.head_dim, facts.config, build)
+        super().__init__(shape, build, Decoder(shape, build, layer, (rope,)))
 
-    def layer_options(self, facts: ModelFacts) -> dict[str, bool | int | None]:
-        """What this family chooses among the blocks' options."""
+    def attention(self, facts: ModelFacts, shape: Shape, build: Build, index: int) -> dict[str, Any]:
+        """What this family chooses among the options of `SelfAttention`."""
         bias = facts.config.flag("attention_bias", False)
-        return {"qkv_bias": bias, "out_bias": bias, "mlp_bias": facts.config.flag("mlp_bias", False)}
+        return {"qkv_bias": bias, "out_bias": bias}
+
+    def mlp(self, facts: ModelFacts, shape: Shape, build: Build) -> nn.Module:
+        """What stands between two attentions."""
+        return GatedMLP(shape, build, bias=facts.config.flag("mlp_bias", False))
 
     def weight_map(self) -> tuple[Rule, ...]:
         """Checkpoint names to ours."""
@@ -47,8 +58,9 @@ class LlamaForCausalLM(CausalLM):
 class MistralForCausalLM(LlamaForCausalLM):
     """Mistral: every layer sees the last `sliding_window` positions; null is all, 4096 where the key is absent."""
 
-    kv_heads = 8
+    absent = {"num_key_value_heads": 8}
 
-    def layer_options(self, facts: ModelFacts) -> dict[str, bool | int | None]:
+    def attention(self, facts: ModelFacts, shape: Shape, build: Build, index: int) -> dict[str, Any]:
+        """See LlamaForCausalLM."""
         absent = 4096 if not facts.config.has("sliding_window") else None
         return {"window": facts.sliding_window or absent}

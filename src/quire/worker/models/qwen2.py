@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-from torch import nn
+from typing import Any
 
 from quire.checkpoint import ModelFacts
-from quire.worker.layers.blocks import CausalLM, DecoderLayer, Shape, layer_windows
 from quire.worker.layers.build import Build
-from quire.worker.loading.names import Fuse, Rule, Skip
+from quire.worker.layers.shape import Shape, layer_windows
+from quire.worker.models.llama import LlamaForCausalLM
 
 
-class Qwen2ForCausalLM(CausalLM):
+class Qwen2ForCausalLM(LlamaForCausalLM):
     """Qwen 2."""
 
-    def __init__(self, facts: ModelFacts, build: Build) -> None:
-        shape = Shape.read(facts.config, kv_heads=32)
-        windows = layer_windows(facts.config, shape.num_layers)
+    absent = {"num_key_value_heads": 32}
 
-        def layer(index: int) -> nn.Module:
-            return DecoderLayer(shape, index, build, qkv_bias=True, window=windows[index])
-
-        super().__init__(shape, facts.config, build, layer)
-
-    def weight_map(self) -> tuple[Rule, ...]:
-        """Checkpoint names to ours."""
-        return (
-            Fuse("qkv_proj", "q_proj", "k_proj", "v_proj"),
-            Fuse("gate_up_proj", "gate_proj", "up_proj"),
-            Skip("rotary_emb.inv_freq"),
-            *((Skip("lm_head"),) if self.tied else ()),
-        )
+    def attention(self, facts: ModelFacts, shape: Shape, build: Build, index: int) -> dict[str, Any]:
+        """See LlamaForCausalLM."""
+        return {"qkv_bias": True, "window": layer_windows(facts.config, shape.num_layers)[index]}

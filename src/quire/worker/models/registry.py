@@ -11,8 +11,14 @@ from quire.errors import ConfigError
 from quire.worker.layers.build import Build
 
 MODELS = {
+    "FalconForCausalLM": "falcon:FalconForCausalLM",
+    "Gemma2ForCausalLM": "gemma:Gemma2ForCausalLM",
+    "Gemma3ForCausalLM": "gemma:Gemma3ForCausalLM",
+    "GemmaForCausalLM": "gemma:GemmaForCausalLM",
     "LlamaForCausalLM": "llama:LlamaForCausalLM",
     "MistralForCausalLM": "llama:MistralForCausalLM",
+    "Phi3ForCausalLM": "phi3:Phi3ForCausalLM",
+    "PhiForCausalLM": "phi:PhiForCausalLM",
     "Qwen2ForCausalLM": "qwen2:Qwen2ForCausalLM",
     "Qwen3ForCausalLM": "qwen3:Qwen3ForCausalLM",
 }
