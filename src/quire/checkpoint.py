@@ -268,7 +268,7 @@ def read_facts(folder: Path) -> ModelFacts:
         architectures=architectures,
         vocab_size=vocab_size,
         max_model_len=_max_model_len(config),
-        sliding_window=config.integer("sliding_window", None),
+        sliding_window=config.integer("sliding_window", None, low=0) or None,
         eos_token_ids=tuple(dict.fromkeys(eos)),
         bos_token_id=next(iter((*config.integers("bos_token_id"), *generation.integers("bos_token_id"))), None),
         dtype=dtype.removeprefix("torch.") if dtype else None,

@@ -21,6 +21,8 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     Phi3Config,
     Phi3ForCausalLM,
     PhiConfig,
@@ -28,8 +30,12 @@ from transformers import (
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 VOCAB = 512
@@ -61,6 +67,7 @@ LONG_ROPE = {
     "long_factor": [1.0, 1.5, 3.0, 7.0],
     "original_max_position_embeddings": 64,
 }
+EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
 FAMILIES: dict[str, tuple[type, type, dict[str, Any]]] = {
     "llama2": (LlamaConfig, LlamaForCausalLM, {"num_key_value_heads": 4}),
     "llama31": (LlamaConfig, LlamaForCausalLM, {"rope_parameters": LLAMA31_ROPE}),
@@ -89,6 +96,13 @@ FAMILIES: dict[str, tuple[type, type, dict[str, Any]]] = {
     "falcon7": (FalconConfig, FalconForCausalLM, {}),
     "falcon40": (FalconConfig, FalconForCausalLM, {"new_decoder_architecture": True, "num_kv_heads": 2, "bias": True}),
     "falcon_rw": (FalconConfig, FalconForCausalLM, {"multi_query": False, "parallel_attn": False, "bias": True}),
+    "mixtral": (MixtralConfig, MixtralForCausalLM, {"num_local_experts": 4}),
+    "qwen2_moe": (Qwen2MoeConfig, Qwen2MoeForCausalLM, {**EXPERTS, "shared_expert_intermediate_size": 80}),
+    "qwen3_moe": (
+        Qwen3MoeConfig,
+        Qwen3MoeForCausalLM,
+        {**EXPERTS, "head_dim": 32, "norm_topk_prob": True, "mlp_only_layers": [1]},
+    ),
 }
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"

@@ -168,7 +168,7 @@ class _House:
             most_likely = build.kernels.most_likely  # plain or native ones, which have it
             sampler: RowSampler = Sampler(most, self.vocab_size, build.device, most_likely=most_likely)
             what = (self.model, build.backend, build.kernels, rows, kv)
-            if self.native is None or not self.use_graphs:
+            if self.native is None or not self.use_graphs or self.model.routes:  # noted steps depend on no value
                 return Runner(*what, sampler, scorer)
             return Runner(*what, sampler, scorer, (NativeGraphs(*what, self.native),))
         from quire.worker.graphs import DecodeGraphs, MixedGraphs, Parts

@@ -32,6 +32,20 @@ class Kernels(Protocol):
     def gated(self, x: torch.Tensor, kind: str) -> torch.Tensor:
         """act(gate) * up of x [tokens, gate | up]; kind is silu, gelu, gelu_tanh or relu."""
 
+    def experts(
+        self,
+        x: torch.Tensor,
+        gate_up: torch.Tensor,
+        down: torch.Tensor,
+        chosen: torch.Tensor,
+        weights: torch.Tensor,
+        kind: str,
+    ) -> torch.Tensor:
+        """Sum over k of weights[:, k] * down[e] @ gated(gate_up[e] @ x), e = chosen[:, k].
+
+        x [tokens, hidden], gate_up [num, 2 * width, hidden], down [num, hidden, width], chosen and weights [tokens, k].
+        """
+
     def turns(
         self, positions: torch.Tensor, frequency: torch.Tensor, scale: float, dtype: torch.dtype
     ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -19,6 +19,7 @@ from quire.worker.batch import Batch
 from quire.worker.layers.attention import Attention
 from quire.worker.layers.build import Build
 from quire.worker.layers.embedding import Embedding, TiedHead
+from quire.worker.layers.experts import Experts
 from quire.worker.layers.linear import Linear
 from quire.worker.layers.mlp import GatedMLP
 from quire.worker.layers.norm import Norm, RMSNorm
@@ -249,6 +250,11 @@ class CausalLM(nn.Module):
         if self.logits_cap is None:
             return logits
         return torch.tanh(logits / self.logits_cap) * self.logits_cap
+
+    @property
+    def routes(self) -> bool:
+        """Whether what a token goes through depends on the token."""
+        return any(isinstance(module, Experts) for module in self.modules())
 
     def kv_specs(self) -> tuple[KVSpec, ...]:
         """What each layer keeps per token, in the order of `batch.kv`."""

@@ -136,6 +136,10 @@ def _plan(
     return plan
 
 
+def _has_place(params: dict[str, nn.Parameter], target: Target) -> bool:
+    return target.name in params and (target.part is None or target.part < len(shard_of(params[target.name]).parts))
+
+
 def _check(param: torch.Tensor, target: Target, entry: Entry, path: Path) -> None:
     """Whether a tensor can fill its part of the parameter."""
     view = _place(param, target)

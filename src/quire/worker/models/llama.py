@@ -29,9 +29,8 @@ class LlamaForCausalLM(CausalLM):
         shape = Shape.read(facts.config, absent=self.absent)
 
         def layer(index: int) -> nn.Module:
-            return DecoderLayer(
-                shape, index, build, mlp=self.mlp(facts, shape, build), **self.attention(facts, shape, build, index)
-            )
+            where = (facts, shape, build, index)
+            return DecoderLayer(shape, index, build, mlp=self.mlp(*where), **self.attention(*where))
 
         rope = RotaryEmbedding(shape.head_dim, facts.config, build)
         super().__init__(shape, build, Decoder(shape, build, layer, (rope,)))
@@ -41,7 +40,7 @@ class LlamaForCausalLM(CausalLM):
         bias = facts.config.flag("attention_bias", False)
         return {"qkv_bias": bias, "out_bias": bias}
 
-    def mlp(self, facts: ModelFacts, shape: Shape, build: Build) -> nn.Module:
+    def mlp(self, facts: ModelFacts, shape: Shape, build: Build, index: int) -> nn.Module:
         """What stands between two attentions."""
         return GatedMLP(shape, build, bias=facts.config.flag("mlp_bias", False))
 

@@ -16,9 +16,12 @@ MODELS = {
     "Gemma3ForCausalLM": "gemma:Gemma3ForCausalLM",
     "GemmaForCausalLM": "gemma:GemmaForCausalLM",
     "LlamaForCausalLM": "llama:LlamaForCausalLM",
+    "MixtralForCausalLM": "moe:MixtralForCausalLM",
     "MistralForCausalLM": "llama:MistralForCausalLM",
     "Phi3ForCausalLM": "phi3:Phi3ForCausalLM",
     "PhiForCausalLM": "phi:PhiForCausalLM",
+    "Qwen2MoeForCausalLM": "moe:Qwen2MoeForCausalLM",
+    "Qwen3MoeForCausalLM": "moe:Qwen3MoeForCausalLM",
     "Qwen2ForCausalLM": "qwen2:Qwen2ForCausalLM",
     "Qwen3ForCausalLM": "qwen3:Qwen3ForCausalLM",
 }
