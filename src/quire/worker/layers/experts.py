@@ -6,10 +6,13 @@ x ── experts ── sum of weight * expert(x)            [+ sigmoid(gate(x))
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from quire.checkpoint import Fields
 from quire.worker.layers.build import Build
 from quire.worker.layers.mlp import GatedMLP
 from quire.worker.layers.shape import Shape
@@ -98,3 +101,37 @@ class MixtureOfExperts(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # [tokens, hidden] -> [tokens, hidden]
         out = self.experts(x, *self.gate(x))
         return out if self.shared_expert is None else out + self.shared_expert(x)
+
+
+def num_experts(config: Fields, num: int, k: int) -> tuple[int, int]:
+    """How many there are, and through how many a token goes; `num` and `k` where the config names none."""
+    key = "num_experts" if config.has("num_experts") else "num_local_experts"
+    num = config.integer(key, num, high=1 << 14)
+    return num, config.integer("num_experts_per_tok", k, high=num)
+
+
+def sparse_mlp(
+    config: Fields, shape: Shape, build: Build, index: int, *, num: int, k: int, width: int, shared_width: int = 0
+) -> nn.Module:
+    """What follows the attention of Qwen's layer `index`: experts in every so manieth layer, but for those named dense.
+
+    Args:
+        num, k, width, shared_width: the family's values where the config names none; 0 is no shared expert.
+    """
+    step = config.integer("decoder_sparse_step", 1)
+    if index in config.integers("mlp_only_layers") or (index + 1) % step:
+        return GatedMLP(shape, build)
+    num, k = num_experts(config, num, k)
+    shared = None
+    if shared_width:
+        shared_width = config.integer("shared_expert_intermediate_size", shared_width)
+        shared = SharedExpert(replace(shape, intermediate_size=shared_width), build)
+    return MixtureOfExperts(
+        shape,
+        build,
+        num=num,
+        k=k,
+        width=config.integer("moe_intermediate_size", width),
+        rescale=config.flag("norm_topk_prob", False),
+        shared=shared,
+    )

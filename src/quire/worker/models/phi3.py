@@ -10,16 +10,16 @@ from quire.worker.layers.build import Build
 from quire.worker.layers.rope import rotary_dim
 from quire.worker.layers.shape import Shape
 from quire.worker.loading.names import Rule, Skip
-from quire.worker.models.llama import LlamaForCausalLM
+from quire.worker.models.dense import DenseCausalLM
 
 
-class Phi3ForCausalLM(LlamaForCausalLM):
+class Phi3ForCausalLM(DenseCausalLM):
     """Phi 3 and 4."""
 
     absent = {"rms_norm_eps": 1e-5}
 
     def attention(self, facts: ModelFacts, shape: Shape, build: Build, index: int) -> dict[str, Any]:
-        """See LlamaForCausalLM."""
+        """See DenseCausalLM."""
         return {"window": facts.sliding_window, "turned": rotary_dim(facts.config, shape.head_dim)}
 
     def weight_map(self) -> tuple[Rule, ...]:

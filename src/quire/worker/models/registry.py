@@ -11,20 +11,21 @@ from quire.errors import ConfigError
 from quire.worker.layers.build import Build
 
 MODELS = {
-    "FalconForCausalLM": "falcon:FalconForCausalLM",
-    "Gemma2ForCausalLM": "gemma:Gemma2ForCausalLM",
-    "Gemma3ForCausalLM": "gemma:Gemma3ForCausalLM",
-    "GemmaForCausalLM": "gemma:GemmaForCausalLM",
-    "LlamaForCausalLM": "llama:LlamaForCausalLM",
-    "MixtralForCausalLM": "moe:MixtralForCausalLM",
-    "MistralForCausalLM": "llama:MistralForCausalLM",
-    "Phi3ForCausalLM": "phi3:Phi3ForCausalLM",
-    "PhiForCausalLM": "phi:PhiForCausalLM",
-    "Qwen2MoeForCausalLM": "moe:Qwen2MoeForCausalLM",
-    "Qwen3MoeForCausalLM": "moe:Qwen3MoeForCausalLM",
-    "Qwen2ForCausalLM": "qwen2:Qwen2ForCausalLM",
-    "Qwen3ForCausalLM": "qwen3:Qwen3ForCausalLM",
+    "FalconForCausalLM": "falcon",
+    "Gemma2ForCausalLM": "gemma",
+    "Gemma3ForCausalLM": "gemma",
+    "GemmaForCausalLM": "gemma",
+    "LlamaForCausalLM": "llama",
+    "MistralForCausalLM": "mistral",
+    "MixtralForCausalLM": "mistral",
+    "Phi3ForCausalLM": "phi3",
+    "PhiForCausalLM": "phi",
+    "Qwen2ForCausalLM": "qwen2",
+    "Qwen2MoeForCausalLM": "qwen2",
+    "Qwen3ForCausalLM": "qwen3",
+    "Qwen3MoeForCausalLM": "qwen3",
 }
+"""Architecture, which is the name of its class, to the file it is in."""
 
 
 def build_model(facts: ModelFacts, build: Build) -> nn.Module:
@@ -35,7 +36,7 @@ def build_model(facts: ModelFacts, build: Build) -> nn.Module:
     """
     for architecture in facts.architectures:
         if architecture in MODELS:
-            module, name = MODELS[architecture].split(":")
-            return getattr(importlib.import_module(f"quire.worker.models.{module}"), name)(facts, build)
+            module = importlib.import_module(f"quire.worker.models.{MODELS[architecture]}")
+            return getattr(module, architecture)(facts, build)
     asked = ", ".join(facts.architectures)
     raise ConfigError(f"{facts.config.where}: architecture {asked} is not known. Known: {', '.join(sorted(MODELS))}.")
