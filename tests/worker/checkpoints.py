@@ -65,7 +65,7 @@ LONG_ROPE = {
     "partial_rotary_factor": 0.5,
     "short_factor": [1.0, 1.1, 1.3, 1.6],
     "long_factor": [1.0, 1.5, 3.0, 7.0],
-    "original_max_position_embeddings": 64,
+    "original_max_position_embeddings": 512,
 }
 EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
 FAMILIES: dict[str, tuple[type, type, dict[str, Any]]] = {
@@ -91,7 +91,7 @@ FAMILIES: dict[str, tuple[type, type, dict[str, Any]]] = {
     "phi4": (
         Phi3Config,
         Phi3ForCausalLM,
-        {"pad_token_id": 0, "original_max_position_embeddings": 64, "rope_parameters": LONG_ROPE},
+        {"pad_token_id": 0, "original_max_position_embeddings": 512, "rope_parameters": LONG_ROPE},
     ),
     "falcon7": (FalconConfig, FalconForCausalLM, {}),
     "falcon40": (FalconConfig, FalconForCausalLM, {"new_decoder_architecture": True, "num_kv_heads": 2, "bias": True}),

@@ -118,7 +118,7 @@ def _plan(
     plan: dict[Path, list[_Move]] = {path: [] for path in files}
     for path, entry in ((path, entry) for path, entries in files.items() for entry in entries):
         target = translate(entry.name, rules)
-        if target is not None and target.name not in params:
+        if target is not None and not _has_place(params, target):
             unexpected.append(entry.name)
             continue
         if target is not None:
