@@ -118,6 +118,8 @@ def _explain(error: Exception, name: str, revision: str | None, offline: bool) -
 # what it says
 
 _REQUIRED: Any = object()
+POSITION_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
+"""What files call the number of positions."""
 POSITIONS = {"falcon": (2048,)}
 """max_position_embeddings of families whose older files do not name it."""
 STRETCHED = ("gemma3_text",)
@@ -301,7 +303,8 @@ def _max_model_len(config: Fields) -> int:
     and stretch it by `factor`.
     """
     family = config.text("model_type", "")
-    positions = config.integer("max_position_embeddings", *POSITIONS.get(family, ()))
+    named = next((key for key in POSITION_KEYS if config.values.get(key) is not None), POSITION_KEYS[0])
+    positions = config.integer(named, *POSITIONS.get(family, ()))
     rope = rope_fields(config)
     kind = rope.text("rope_type")
     if kind not in ("linear", "dynamic", "yarn") or family in STRETCHED:

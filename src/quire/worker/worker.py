@@ -85,8 +85,7 @@ class Worker:
             folder,
             model_facts,
             build,
-            load_format=config.model.load_format,
-            seed=config.model.seed,
+            config=config.model,
             progress=lambda done, total: progress("weights", done, total),
         )
         loaded = time.monotonic()
