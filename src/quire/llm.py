@@ -49,7 +49,7 @@ class LLM:
         max_num_seqs: most requests that run at once.
         enforce_eager: never use CUDA graphs.
         seed: of requests that bring none of their own.
-        trust_remote_code: accepted; no code from a checkpoint is ever run.
+        trust_remote_code: let transformers run model code that lies in the checkpoint.
         tensor_parallel_size: number of GPUs.
         quantization: scheme of the weights.
         swap_space: GB of host memory for preempted requests.

@@ -82,13 +82,13 @@ class Worker:
             backend=select_backend(self.device, native=native is not None),
             scheme=select_scheme(config.model.quantization, self.device, native),
             kernels=kernels_for(self.device, native),
+            max_model_len=max(0, max_model_len),
         )
         model = load_model(
             folder,
             model_facts,
             build,
-            load_format=config.model.load_format,
-            seed=config.model.seed,
+            config=config.model,
             progress=lambda done, total: progress("weights", done, total),
         )
         loaded = time.monotonic()
@@ -171,7 +171,7 @@ class _House:
             most_likely = build.kernels.most_likely  # plain or native ones, which have it
             sampler = Sampler(most, self.vocab_size, build.device, most_likely=most_likely)
             captured: tuple[Graphs, ...] = ()
-            if self.native is not None and self.use_graphs:
+            if self.native is not None and self.use_graphs and not self.model.routes:  # noted steps depend on no value
                 captured = (NativeGraphs(self.model, build.backend, rows, kv, sampler, self.native),)
             return Runner(self.model, build.backend, build.kernels, rows, kv, sampler, scorer, captured)
         from quire.worker.graphs import DecodeGraphs, MixedGraphs, Parts
@@ -180,7 +180,7 @@ class _House:
         stages = word_stages(most, self.vocab_size, build.device)
         fused = FusedSampler(most, self.vocab_size, build.device, stages, build.dtype)
         graphs: tuple[Graphs, ...] = ()
-        if self.use_graphs:
+        if self.use_graphs and not self.model.launched_only:
             parts, pool = Parts(self.model, build.backend, rows, kv, fused), torch.cuda.graph_pool_handle()
             graphs = (DecodeGraphs(parts, most, pool), MixedGraphs(parts, self.sizes.mixed_graph_tokens, most, pool))
         return Runner(self.model, build.backend, build.kernels, rows, kv, fused, scorer, graphs)

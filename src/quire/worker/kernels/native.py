@@ -242,6 +242,7 @@ class NativeKernels(PlainKernels):
     """See `protocol.Kernels`."""
 
     name = "native"
+    wide_norms = False
 
     def __init__(self, library: NativeLibrary) -> None:
         self._library = library
