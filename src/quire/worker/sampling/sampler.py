@@ -91,7 +91,7 @@ class Sampler:
     def only_most_likely(self, rows: Sequence[int]) -> bool:
         """Whether these rows want the most likely token and nothing else."""
         index = list(rows)
-        return not (self._random[index].any() or self._active[index].any() or (self._num_logprobs[index] >= 0).any())
+        return not (self._random[index].any() or self._active[index].any() or self._wishes.any(index))
 
     def __call__(self, raw_logits: torch.Tensor, batch: SamplingBatch) -> Sampled:
         """Sample one token per row. raw_logits: [samples, vocab], left as they are."""
