@@ -186,7 +186,12 @@ def steps_part(args: argparse.Namespace, models: Path, work: Work) -> dict[str, 
     """Steps of the worker alone, and what the machine can do."""
     few = ("--batches", "1,2,4,8,16,32,64")
     cases = ((SMALL, ()), (f"{SMALL}, int8", INT8), (LARGE, few), (f"{LARGE}, int8", (*INT8, *few)))
-    return {name: run(sys.executable, "steps.py", models / name.split(",")[0], *flags) for name, flags in cases}
+    from quire.launch.start import ENVIRONMENT  # what a worker's process gets
+
+    def steps(name: str, flags: tuple[str, ...]) -> dict[str, Any]:
+        return run(sys.executable, "steps.py", models / name.split(",")[0], *flags, env=ENVIRONMENT)
+
+    return {name: steps(name, flags) for name, flags in cases}
 
 
 PARTS_RUN = {
