@@ -209,7 +209,7 @@ def test_one_bound_for_all_processes(checkpoint: Path, count: int) -> None:
     """4096 rows and none in line: of requests for 3000 and 2000 completions at once one is refused, wherever it is."""
 
     async def flood(url: str) -> Counter[int]:
-        body = {"prompt": "Hello world", "max_tokens": 400, "n": 16, "ignore_eos": True}
+        body = {"prompt": "Hello world", "max_tokens": 150, "n": 16, "ignore_eos": True}
         limits = httpx.Limits(max_connections=400, max_keepalive_connections=0)
         async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as http:
             tasks = [http.post("/v1/completions", json=body) for _ in range(320)]
