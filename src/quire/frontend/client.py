@@ -13,7 +13,7 @@ import logging
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -179,11 +179,6 @@ class Client:
         self._send(
             AddRequest(id_, ids, params, stop_token_ids, priority, cache_salt, group, constraint, tenant, start_by)
         )
-
-    def abort(self, streams: Iterable[RequestStream]) -> None:
-        """End these requests; they finish with reason 'abort'."""
-        for stream in streams:
-            stream.close()
 
     def reset_prefix_cache(self) -> None:
         """Forget cached prefixes."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
-from types import TracebackType
 from typing import Protocol
 
 import msgspec
@@ -280,18 +279,6 @@ class RequestStream:
             self._new = Delta([], "", finish_reason="abort") if self._new is None else self._new
             self._new.finish_reason = "abort"
             self._end("abort", time.monotonic())
-
-    async def aclose(self) -> None:
-        """The same, as async generators have it."""
-        self.close()
-
-    async def __aenter__(self) -> RequestStream:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     # ---- inside --------------------------------------------------------------------------------------------------
 

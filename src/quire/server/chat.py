@@ -149,7 +149,7 @@ def _whole_call(call: ToolCall) -> dict[str, Any]:
 class _ChatWriter(ChoiceWriter):
     """First chunk: role; then text, reasoning and calls as the parser finds them; last chunk: finish_reason."""
 
-    __slots__ = ("_call", "_extras", "_has_calls", "_index", "_parser", "_shape")
+    __slots__ = ("_call", "_extras", "_has_calls", "_index", "_parser", "_shape", "_thought")
 
     def __init__(self, call: Call[ChatRequest], index: int, extras: dict[str, Any]) -> None:
         request = call.request
@@ -161,15 +161,21 @@ class _ChatWriter(ChoiceWriter):
         self._has_calls = False
         told = request.logprobs or request.return_token_ids or not isinstance(self._parser, PlainParser)
         super().__init__(ChunkWriter(self._chunk({"content": ChunkWriter.PLACE})), only_text=not told)
+        self._thought = ChunkWriter(self._chunk(dict.fromkeys(REASONING, ChunkWriter.PLACE)))
 
     def whole_chunks(self, delta: Delta, usage: dict[str, Any] | None) -> bytes:
         logprobs = self._shape.of(delta.logprobs)
         ids = delta.token_ids if self._call.request.return_token_ids else None
-        told = logprobs is not None or usage is not None or ids is not None
-        data = b""
-        for contents in self._contents(delta, told=told):
-            data += event(self._chunk(contents, logprobs=logprobs, usage=usage, ids=ids))
-            logprobs = ids = None  # with the first of them
+        events = self._parser.feed(delta.text)
+        if delta.finish_reason is not None:
+            events = [*events, *self._parser.finish()]
+        if logprobs is None and usage is None and ids is None:
+            data = b"".join([self._plain_chunk(found) for found in events])
+        else:
+            data = b""
+            for content in [content for found in events if (content := self._content(found))] or [{"content": ""}]:
+                data += event(self._chunk(content, logprobs=logprobs, usage=usage, ids=ids))
+                logprobs = ids = None  # with the first of them
         if delta.finish_reason is not None:
             data += event(self._chunk({}, delta, usage=usage))
         return data
@@ -179,13 +185,14 @@ class _ChatWriter(ChoiceWriter):
         echo = _echo(self._call)
         return data + (event(self._chunk({"content": echo})) if echo else b"")
 
-    def _contents(self, delta: Delta, *, told: bool) -> list[dict[str, Any]]:
-        """The contents of the chunks for a delta; one without text if there is something else to tell."""
-        events = self._parser.feed(delta.text)
-        if delta.finish_reason is not None:
-            events = [*events, *self._parser.finish()]
-        contents = [contents for found in events if (contents := self._content(found))]
-        return contents or ([{"content": ""}] if told else [])
+    def _plain_chunk(self, found: Event) -> bytes:
+        """The event for something that was found, where there is nothing else to tell."""
+        if type(found) is Content:
+            return self._text.chunk(found.text)
+        content = self._content(found)
+        if type(found) is Reasoning and content is not None:
+            return self._thought.chunk(found.text)
+        return b"" if content is None else event(self._chunk(content))
 
     def _content(self, found: Event) -> dict[str, Any] | None:
         match found:

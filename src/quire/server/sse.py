@@ -64,17 +64,16 @@ class ChunkWriter:
     """Chunks of one choice whose text is all that changes.
 
     Args:
-        template: a chunk in which the text to replace is `PLACE`.
+        template: a chunk in which the text to replace is `PLACE`, wherever it stands.
     """
 
-    __slots__ = ("_after", "_before")
+    __slots__ = ("_parts",)
 
     PLACE = "\u0001text\u0001"
 
     def __init__(self, template: Any) -> None:
-        before, after = encode(template).split(encode(self.PLACE))
-        self._before, self._after = b"data: " + before, after + b"\n\n"
+        self._parts = event(template).split(encode(self.PLACE))
 
     def chunk(self, text: str) -> bytes:
         """The event for some new text."""
-        return self._before + encode(text) + self._after
+        return encode(text).join(self._parts)
