@@ -71,6 +71,7 @@ class FakeClient:
         self.ready: Ready | None = msgspec.structs.replace(READY, max_model_len=max_model_len)
         self.stats = EngineStats(num_running=0, kv_usage=0.25, num_preemptions=3)
         self.dead = False
+        self.reason = ""
         self.folder = Path("/nowhere")
         self.submitted: list[tuple[list[int], SamplingParams, dict[str, Any]]] = []
         self.steps: dict[int, int] = {}
@@ -130,7 +131,7 @@ class FakeClient:
 
     def die(self) -> None:
         """The engine process ends."""
-        self.dead = True
+        self.dead, self.reason = True, "The engine has ended unexpectedly with code 9"
         for task in self._tasks.values():
             task.cancel()
         for stream in list(self._streams.values()):

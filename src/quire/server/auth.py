@@ -1,4 +1,4 @@
-"""The one gate: when keys are set, every route needs one of them, except /health and /ping."""
+"""The one gate: when keys are set, every route needs one of them, except those about health."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from quire.server.asgi import Scope, header
 from quire.server.errors import HttpError
 
-OPEN_PATHS = frozenset({"/health", "/ping"})
+OPEN_PATHS = frozenset({"/health", "/live", "/ping", "/ready"})
 
 
 class Gate:

@@ -1,7 +1,7 @@
 """From settings to a serving process and back: bind, start the engine, serve, drain, exit code.
 
 bind ─► config.json ─► engine starts ─► web server, 503 ─► tokenizer ─► ready, 200 ─► signal: drain ─► exit 0
-                                                                                └─ engine ends: errors ─► exit 1
+                                                                                └─ engine ends: errors, a new one
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from quire.checkpoint import read_facts, resolve
 from quire.config import EngineConfig, ServerConfig
+from quire.errors import EngineDeadError
 from quire.server.banner import LoadingLine, banner
 from quire.server.listen import listen, listen_together, url_of
 
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
     from quire.server.serving import ApiServer
 
 log = logging.getLogger("quire.server")
+CLOSE_SECONDS = 5.0
+"""What the engine gets to end by itself when nothing runs any more."""
+FORCED_SECONDS = 0.5
+"""The same after a second signal."""
 BROKEN_SECONDS = 2.0
 """What clients get to read their errors when the engine or an API process has ended by itself."""
 
@@ -37,6 +42,7 @@ def run(engine_config: EngineConfig, server_config: ServerConfig) -> int:
     Raises:
         ConfigError: a setting cannot work.
         StartupError: the port is taken, or the engine did not come up.
+        EngineDeadError: the engine, or an API process, has ended and is not started again.
     """
     started = time.monotonic()
     model = engine_config.model
@@ -81,22 +87,25 @@ class _Serving:
         _catch_signals(self._on_signal)
         client = await start_engine(self._engine_config, self._loading_line, num_clients=len(self._socks))
         try:
-            return await self._serve(client)
+            await self._serve(client)
+            return 0
         finally:
-            if client.ready is None:  # it is deep in loading and would not hear us for seconds
+            if client.ready is None or client.dead:  # it is deep in loading and would not hear us for seconds
                 client.kill()
-            await client.close()
+            await client.close(FORCED_SECONDS if self._force_exit else CLOSE_SECONDS)
 
-    async def _serve(self, client: Client) -> int:
+    async def _serve(self, client: Client) -> None:
         from quire.server.fleet import Fleet
         from quire.server.serving import ApiServer
+        from quire.server.supervisor import Supervisor
 
         metrics = self._make_metrics(client)
         fleet = Fleet(self._engine_config, self._config, client.folder, self._socks[1:])
         api = ApiServer(self._engine_config, self._config, client, metrics, self._socks[0])
+        supervisor = Supervisor(client, self._config.max_restarts, fleet.tell)
         serving = api.start(self._metrics_sock)
         stopping = asyncio.create_task(self._stopping.wait())
-        ended = asyncio.create_task(client.wait_ended())
+        ended: asyncio.Task[str] = asyncio.create_task(asyncio.Event().wait())  # type: ignore[arg-type]
         loading = asyncio.create_task(self._load(api, fleet))
         lost = asyncio.create_task(asyncio.Event().wait())
         tasks = [serving, stopping, ended, loading, lost]
@@ -105,10 +114,18 @@ class _Serving:
             if loading.done():
                 loading.result()
                 self._announce(client)
+                ended = asyncio.create_task(supervisor.run())
+                tasks.append(ended)
                 lost = asyncio.create_task(fleet.wait_any_ended())  # type: ignore[arg-type]
                 tasks.append(lost)
                 await asyncio.wait({stopping, ended, serving, lost}, return_when=asyncio.FIRST_COMPLETED)
-            return await self._stop(client, api, fleet, broken=self._what_broke(ended, lost))
+            broken = self._what_broke(ended, lost)
+            supervisor.stop()
+            await self._stop(client, api, fleet, broken=broken is not None)
+            if broken is None and ended.done():  # while the last requests were finished
+                broken = ended.result()
+            if broken is not None:
+                raise EngineDeadError(f"{broken}; the server has stopped.")
         finally:
             self._loading_line.end()
             fleet.kill()
@@ -167,28 +184,23 @@ class _Serving:
         self._stopping.set()
 
     @staticmethod
-    def _what_broke(ended: asyncio.Task[int], lost: asyncio.Task[int]) -> str | None:
+    def _what_broke(ended: asyncio.Task[str], lost: asyncio.Task[int]) -> str | None:
         """What ended without having been told to, if anything."""
         if ended.done():
-            return "The engine has ended unexpectedly"
+            return ended.result()
         if lost.done():
             return f"An API process has ended unexpectedly with code {lost.result()}"
         return None
 
-    async def _stop(self, client: Client, api: ApiServer, fleet: Fleet, *, broken: str | None) -> int:
+    async def _stop(self, client: Client, api: ApiServer, fleet: Fleet, *, broken: bool) -> None:
         """Take nothing new, let what runs finish for a while, close."""
         num_running = max(client.num_in_flight, client.stats.num_running + client.stats.num_waiting)
         seconds = BROKEN_SECONDS if broken else self._config.shutdown_timeout
-        if broken:
-            log.error("%s; the server stops.", broken)
-        elif num_running:
+        if num_running and not broken:
             log.warning("Stopping: finishing %d requests (a second signal ends them now).", num_running)
-        if client.dead:
-            fleet.tell("dead 1")
         fleet.tell(f"drain {seconds}")
         others = asyncio.create_task(fleet.wait_all_ended())
         await asyncio.gather(api.stop(seconds, lambda: self._force_exit), self._wait_for(others, seconds))
-        return 1 if broken else 0
 
     async def _wait_for(self, others: asyncio.Task[None], seconds: float) -> None:
         """The same for the other processes; those that take longer are killed."""

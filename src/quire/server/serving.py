@@ -109,10 +109,13 @@ class ApiServer:
         self.state.serve(service)
 
     async def stop(self, seconds: float, forced: Callable[[], bool] = lambda: False) -> None:
-        """Take nothing new, let what runs finish for so long or until `forced()`, close."""
+        """Refuse what is new, let what runs finish for so long or until `forced()`, close."""
         self.state.draining = True
-        self._server.should_exit = True
         serving, limit = self._serving, time.monotonic() + seconds
+        running = set(self._server.server_state.tasks)  # whoever comes now gets his 503 at once, and is not waited for
+        while running and time.monotonic() < limit and not forced():
+            _, running = await asyncio.wait(running, timeout=0.05)
+        self._server.should_exit = True
         if self._metrics is not None:
             self._metrics.cancel()
         if serving is None:
