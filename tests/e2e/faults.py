@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 FIRST_SEED = 7_000_000
@@ -87,7 +88,7 @@ def into_frontend() -> None:
 
     class Broken:
         def __init__(self, inner: Any) -> None:
-            self._inner, self._left = inner, 3
+            self._inner, self._left = inner, 2
 
         def push(self, *args: Any, **kwargs: Any) -> Any:
             self._left -= 1
@@ -95,7 +96,7 @@ def into_frontend() -> None:
             return self._inner.push(*args, **kwargs)
 
         def finish(self) -> Any:
-            return self._inner.finish()
+            raise InjectedFault("injected at detokenise, at the end")
 
     def detokenizers(self: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
         made = make(self, params, *args, **kwargs)
@@ -114,14 +115,8 @@ def into_frontend() -> None:
                     return self._inner.encode(["add", message.id, 5, "nothing that was agreed on"])
             return self._inner.encode(message)
 
-    class Packing:
-        Encoder, Decoder = Encoder, msgspec.msgpack.Decoder
-
-    class Msgspec:
-        msgpack = Packing
-        MsgspecError = msgspec.MsgspecError
-
-    client.msgspec = Msgspec  # type: ignore[assignment, attr-defined]
+    packing = SimpleNamespace(Encoder=Encoder, Decoder=msgspec.msgpack.Decoder)
+    client.msgspec = SimpleNamespace(msgpack=packing, MsgspecError=msgspec.MsgspecError)  # type: ignore[attr-defined]
 
 
 def into_engine() -> None:
@@ -141,7 +136,9 @@ def into_engine() -> None:
 
     def past_prompt(plan: Any, seed: int) -> list[int]:
         """Counts of the rows with this seed that generate."""
-        found = ((*rows[row], start, count) for row, start, count in zip(plan.rows, plan.starts, plan.counts))
+        found = (
+            (*rows[row], start, count) for row, start, count in zip(plan.rows, plan.starts, plan.counts, strict=True)
+        )
         return [count for own, prompt, start, count in found if own == seed and start > prompt]
 
     def forward(self: Any, plan: Any) -> None:

@@ -30,13 +30,14 @@ class Program:
     Args:
         flags: of `quire serve`.
         script: a program to run in place of `python -m quire`.
+        port: to listen on; default a free one.
         env: more of the environment.
     """
 
-    def __init__(self, *flags: str, script: Path | None = None, **env: str) -> None:
+    def __init__(self, *flags: str, script: Path | None = None, port: int | None = None, **env: str) -> None:
         with socket.socket() as sock:
             sock.bind(("127.0.0.1", 0))
-            self.port = int(sock.getsockname()[1])
+            self.port = port or int(sock.getsockname()[1])
         self.url = f"http://127.0.0.1:{self.port}"
         self.temporary = Path(tempfile.mkdtemp(prefix="quire-test-"))  # all that a run may leave behind is in here
         what = ["-m", "quire"] if script is None else [str(script)]
@@ -45,7 +46,7 @@ class Program:
             self.process = subprocess.Popen(
                 [sys.executable, "-W", "ignore", *what, "serve", *flags, "--port", str(self.port)],
                 stderr=log,
-                env={**os.environ, "TMPDIR": str(self.temporary), **env},
+                env={**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(self.temporary), **env},
             )
 
     # ---- what it says --------------------------------------------------------------------------------------------

@@ -69,8 +69,7 @@ def test_a_killed_engine_is_started_again(processes: int) -> None:
             assert_works(program)
             assert program.engine.pid != engine.pid and not engine.is_running()
         family = program.family
-        Waiting_ = threading.Thread(target=program.engine.kill)
-        Waiting_.start()
+        program.engine.kill()
         assert program.wait_end(20) == 1
         last = program.log.strip().splitlines()[-1]
         assert last.startswith("quire: The engine has ended unexpectedly: killed by SIGKILL")
@@ -146,8 +145,7 @@ def test_a_killed_server_takes_everything_along() -> None:
         program.wait_end()
         alive = [line for line in program.left_behind(family) if "psutil" in line]
         assert not alive
-        with Program(*FLOAT32, "--api-server-count", "2", "--port", str(program.port)) as second:
-            second.url, second.port = program.url, program.port
+        with Program(*FLOAT32, "--api-server-count", "2", port=program.port) as second:
             second.wait_status(200)
             bodies: list[tuple[str, dict[str, Any]]] = [
                 ("/v1/completions", {"prompt": f"Request {i}", "max_tokens": 4, "stream": i % 2 == 0})
@@ -171,7 +169,7 @@ def test_the_offline_engine_says_at_once_that_it_died() -> None:
         assert process is not None
         threading.Timer(0.5, process.send_signal, [how]).start()
         params = SamplingParams(max_tokens=2000, ignore_eos=True)
-        with pytest.raises(EngineDeadError, match="killed by SIGKILL|hung for more than 2 s"):
+        with pytest.raises(EngineDeadError, match=r"killed by SIGKILL|hung for more than 2 s"):
             llm.generate(["Once"] * 64, params, use_tqdm=False)
         begun = time.monotonic()
         with pytest.raises(EngineDeadError):

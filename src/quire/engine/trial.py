@@ -52,9 +52,12 @@ class Trial:
             self._retried = True
             self._watch(suspects)
             return None
-        if len(suspects) == 1:
+        if len(step.shares) == 1:
             self._next()
-            return suspects[0]
+            return suspects[0] if suspects else None
+        if len(suspects) == 1:  # it was not alone: another one of the step has ended since
+            self._watch(suspects)
+            return None
         half = len(suspects) // 2
         self._watch(suspects[half:], suspects[:half])
         return None
