@@ -1,4 +1,4 @@
-"""Steps that fail, in random schedules on a device made of dictionaries: who is to blame ends, all others come out equal.
+"""Steps that fail, in random schedules on a device made of dictionaries: who is to blame ends, all others are equal.
 
 The same life of an engine as in test_simulation.py, on a device that fails in all the ways there are: with a certain
 request in the step, by chance, for want of memory, before the forward or after it, in the sampling, when the results
