@@ -312,7 +312,8 @@ class Client:
                 log.error("dropped a message that is none of the engine's: %s", error)
                 continue
             if isinstance(message, Outputs):
-                outputs.append(message)
+                if not self.dead:  # it goes on for a moment after it was given up
+                    outputs.append(message)
             else:
                 self._note(message)
         else:
@@ -337,8 +338,6 @@ class Client:
             self._fail_start(error(message.message))
 
     def _deliver(self, messages: list[Outputs]) -> None:
-        if self.dead:  # it goes on for a moment after it was given up
-            return
         self.stats = messages[-1].stats
         if self.on_stats:
             self.on_stats(self.stats)

@@ -42,12 +42,20 @@ class Supervisor:
         engine: the client that has its process.
         max_restarts: in WINDOW_SECONDS; 0 never starts it again.
         tell: passes an order on to the other API processes.
+        clock: seconds.
     """
 
-    def __init__(self, engine: Engine, max_restarts: int, tell: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        max_restarts: int,
+        tell: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._engine = engine
         self._max_restarts = max_restarts
         self._tell = tell
+        self._clock = clock
         self._restarts: deque[float] = deque()
         self.num_restarts = 0
 
@@ -72,7 +80,7 @@ class Supervisor:
 
     def _spent(self) -> bool:
         """Whether there is no restart left."""
-        now = time.monotonic()
+        now = self._clock()
         while self._restarts and now - self._restarts[0] > WINDOW_SECONDS:
             self._restarts.popleft()
         return len(self._restarts) >= self._max_restarts
@@ -81,14 +89,14 @@ class Supervisor:
         """Once; whether it came up shows in the engine's own state."""
         if self._restarts:  # what was too early may work a little later, as when memory is given back
             await asyncio.sleep(min(2.0 ** (len(self._restarts) - 1), 30.0))
-        self._restarts.append(time.monotonic())
+        self._restarts.append(self._clock())
         self.num_restarts += 1
         log.error("%s; it is started again (%d of %d).", reason, len(self._restarts), self._max_restarts)
-        begun = time.monotonic()
+        begun = self._clock()
         self._engine.restart()
         try:
             await self._engine.wait_ready()
         except QuireError as error:
             log.error("the engine did not come up again: %s", error.message)
         else:
-            log.warning("The engine is back after %.1f s.", time.monotonic() - begun)
+            log.warning("The engine is back after %.1f s.", self._clock() - begun)
