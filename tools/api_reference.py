@@ -35,7 +35,7 @@ same at `/docs` (a page) and `/openapi.json`.
   ours (the log has it under `x-request-id`), 503 with `retry-after` while loading or stopping. In a stream that has
   begun an error is an event, and `[DONE]` does not come.
 - Headers and body must arrive within {READ_SECONDS:g} s each. `x-request-id` is taken over if it is short and plain.
-- With `--api-key` every route needs `authorization: Bearer KEY`, except `/health` and `/ping`.
+- With `--api-key` every route needs `authorization: Bearer KEY`, except `/health`, `/ready`, `/live` and `/ping`.
 """
 CANDIDATES = (False, True, 0, 1, 1.0, -1, "", "none", "auto", [], {}, ["text"], {"type": "text"})
 

@@ -206,6 +206,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     shutdown_timeout: Annotated[
         float, Meta(ge=0, description="Seconds that running requests get to finish after a stop signal.")
     ] = 30
+    reuse_port: Annotated[
+        bool, Meta(description="Share the port with a server that runs: take requests when ready, then stop that one.")
+    ] = False
     max_restarts: Annotated[
         int, Meta(ge=0, description="How often in 10 minutes an engine that has ended is started again.")
     ] = 3

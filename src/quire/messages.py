@@ -221,9 +221,10 @@ class StartFailed(msgspec.Struct, tag="start_failed", array_like=True, frozen=Tr
 
 
 class EngineFailed(msgspec.Struct, tag="engine_failed", array_like=True, frozen=True):
-    """The last words of an engine that cannot go on."""
+    """The last words of an engine that cannot go on: what clients may know, and the error itself."""
 
     message: str
+    detail: str
 
 
 FromEngine = Outputs | Ready | Progress | StartFailed | EngineFailed

@@ -115,10 +115,10 @@ def test_who_waits_is_told_and_a_new_engine_is_welcome(tmp_path: Path) -> None:
 
 def test_last_words_are_the_reason(tmp_path: Path) -> None:
     async def test(client: Client, wire: Wire) -> None:
-        wire.send(EngineFailed("The device is lost: X"))
+        wire.send(EngineFailed("the device is lost", "at 0x5"))
         await asyncio.sleep(0.1)
         client._gone(1)
-        assert client.reason == "The engine has ended unexpectedly: The device is lost: X"
+        assert client.reason == "The engine has ended unexpectedly: the device is lost" and client.detail == "at 0x5"
 
     run(test, tmp_path)
     assert _how_it_ended(3, "").endswith("with code 3") and "SIGSEGV" in _how_it_ended(-11, "")

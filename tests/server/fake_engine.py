@@ -72,7 +72,7 @@ class FakeClient:
         self.ready: Ready | None = msgspec.structs.replace(READY, max_model_len=max_model_len)
         self.stats = EngineStats(num_running=0, kv_usage=0.25, num_preemptions=3)
         self.dead = False
-        self.reason = ""
+        self.reason = self.detail = ""
         self.folder = Path("/nowhere")
         self.submitted: list[tuple[list[int], SamplingParams, dict[str, Any]]] = []
         self.steps: dict[int, int] = {}

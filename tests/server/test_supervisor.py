@@ -16,6 +16,7 @@ class Story:
 
     def __init__(self, fails: int = 0, unkillable: bool = False) -> None:
         self.reason = "The engine has ended unexpectedly with code 3"
+        self.detail = ""
         self.starts = 0
         self._fails = fails
         self._unkillable = unkillable
@@ -75,6 +76,13 @@ def test_none_at_all_and_none_while_stopping() -> None:
     supervisor = Supervisor(story := Story(), 3, lambda order: None)
     supervisor.stop()
     assert asyncio.run(supervisor.run()) == story.reason and story.starts == 0
+
+
+def test_the_error_itself_is_for_the_log() -> None:
+    story, told = Story(), []
+    story.detail = "RuntimeError: at /secret/path"
+    assert asyncio.run(Supervisor(story, 0, told.append).run()) == f"{story.reason} (RuntimeError: at /secret/path)"
+    assert told == [f"dead {story.reason}"]
 
 
 def test_a_process_that_cannot_be_killed() -> None:

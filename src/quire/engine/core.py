@@ -24,7 +24,16 @@ MAX_FAILED = 32
 
 
 class BrokenEngine(QuireError):
-    """No further step can be expected to go well; the process must end."""
+    """No further step can be expected to go well; the process must end.
+
+    Args:
+        message: may be shown to clients.
+        detail: the error itself; for the log, since it may name files and addresses.
+    """
+
+    def __init__(self, message: str, detail: str) -> None:
+        super().__init__(message, detail)
+        self.detail = detail
 
 
 class EngineCore:
@@ -150,11 +159,12 @@ class EngineCore:
         error.__traceback__ = None
         trouble = self._executor.settle(error)
         if trouble == "device":
-            raise BrokenEngine(f"The device is lost: {_one_line(error)}")
+            raise BrokenEngine("the device is lost", one_line(error))
         if self._num_failed >= MAX_FAILED:
-            raise BrokenEngine(f"{MAX_FAILED} steps have failed one after the other: {_one_line(error)}")
+            raise BrokenEngine(f"{MAX_FAILED} steps have failed one after the other", one_line(error))
         return trouble
 
 
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"[:300]
+def one_line(error: BaseException) -> str:
+    """An error's kind and the beginning of its text."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]

@@ -78,7 +78,8 @@ class Client:
         ready: the engine's facts, None until it is up for the first time.
         stats: the newest gauges and counters.
         dead: whether the engine has ended, and no new one is ready.
-        reason: why it ended, in a sentence; empty while it lives.
+        reason: why it ended, in a sentence that clients may read; empty while it lives.
+        detail: the error that it ended with, for the log; may be empty.
         on_stats: called with the gauges and counters of every message.
     """
 
@@ -127,7 +128,7 @@ class Client:
         self._came_up: asyncio.Future[Ready] = self._loop.create_future()
         self._died: asyncio.Future[None] = self._loop.create_future()
         self._ended: asyncio.Future[int] = self._loop.create_future()
-        self._last_words = ""
+        self._last_words = self.detail = ""
         if self._spawn is None:
             return
         Heartbeat.create(self.folder / FILE)
@@ -329,7 +330,7 @@ class Client:
             if not self._came_up.done():
                 self._came_up.set_result(message)
         elif isinstance(message, EngineFailed):
-            self._last_words = message.message
+            self._last_words, self.detail = message.message, message.detail
         elif isinstance(message, Progress):
             if self._on_progress:
                 self._on_progress(message)

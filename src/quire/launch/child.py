@@ -16,7 +16,7 @@ import msgspec
 
 from quire.checkpoint import ModelFacts, read_facts, resolve
 from quire.config import EngineConfig
-from quire.engine.core import BrokenEngine, EngineCore
+from quire.engine.core import BrokenEngine, EngineCore, one_line
 from quire.engine.executors import InlineExecutor, ThreadExecutor
 from quire.engine.grammar.pace import Pace
 from quire.engine.kv.manager import KVManager
@@ -77,8 +77,10 @@ def main() -> None:
 def _give_up(error: Exception, wire: Wire) -> None:
     """Say why, and end now: a device that is lost may keep its own clean-up from ever ending."""
     log.critical("the engine cannot go on", exc_info=error)
-    reason = error.message if isinstance(error, BrokenEngine) else f"{type(error).__name__}: {error}"
-    wire.send(EngineFailed(reason[:1000]))
+    if isinstance(error, BrokenEngine):
+        wire.send(EngineFailed(error.message, error.detail))
+    else:
+        wire.send(EngineFailed("its loop failed", one_line(error)))
     wire.close()
     sys.stderr.flush()
     os._exit(1)

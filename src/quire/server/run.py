@@ -19,7 +19,7 @@ from quire.checkpoint import read_facts, resolve
 from quire.config import EngineConfig, ServerConfig
 from quire.errors import EngineDeadError
 from quire.server.banner import LoadingLine, banner
-from quire.server.listen import listen, listen_together, url_of
+from quire.server.listen import listen_together, url_of
 
 if TYPE_CHECKING:
     from quire.frontend.client import Client
@@ -46,10 +46,14 @@ def run(engine_config: EngineConfig, server_config: ServerConfig) -> int:
     """
     started = time.monotonic()
     model = engine_config.model
-    socks = listen_together(server_config.host, server_config.port, server_config.api_server_count)
+    shares = server_config.reuse_port
+    count = server_config.api_server_count
+    socks = listen_together(server_config.host, server_config.port, count, with_others=shares)
     try:
         metrics_port = server_config.metrics_port
-        metrics_sock = listen(server_config.host, metrics_port) if metrics_port is not None else None
+        metrics_sock = None
+        if metrics_port is not None:
+            [metrics_sock] = listen_together(server_config.host, metrics_port, 1, with_others=shares)
         read_facts(resolve(model.model, model.revision, weights=False))  # what is wrong with it is said at once
         import uvloop
 
@@ -103,20 +107,25 @@ class _Serving:
         fleet = Fleet(self._engine_config, self._config, client.folder, self._socks[1:])
         api = ApiServer(self._engine_config, self._config, client, metrics, self._socks[0])
         supervisor = Supervisor(client, self._config.max_restarts, fleet.tell)
-        serving = api.start(self._metrics_sock)
+        serving: asyncio.Task[None] = asyncio.create_task(_forever())
+        if not self._config.reuse_port:  # else the port is another server's until the model is loaded
+            serving = api.start(self._metrics_sock)
         stopping = asyncio.create_task(self._stopping.wait())
-        ended: asyncio.Task[str] = asyncio.create_task(asyncio.Event().wait())  # type: ignore[arg-type]
+        ended: asyncio.Task[str] = asyncio.create_task(_forever())  # type: ignore[arg-type]
         loading = asyncio.create_task(self._load(api, fleet))
-        lost = asyncio.create_task(asyncio.Event().wait())
+        lost: asyncio.Task[int] = asyncio.create_task(_forever())  # type: ignore[arg-type]
         tasks = [serving, stopping, ended, loading, lost]
         try:
             await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if loading.done():
                 loading.result()
+                if self._config.reuse_port:
+                    serving = api.start(self._metrics_sock)
+                    tasks.append(serving)
                 self._announce(client)
                 ended = asyncio.create_task(supervisor.run())
                 tasks.append(ended)
-                lost = asyncio.create_task(fleet.wait_any_ended())  # type: ignore[arg-type]
+                lost = asyncio.create_task(fleet.wait_any_ended())
                 tasks.append(lost)
                 await asyncio.wait({stopping, ended, serving, lost}, return_when=asyncio.FIRST_COMPLETED)
             broken = self._what_broke(ended, lost)
@@ -208,6 +217,10 @@ class _Serving:
         while not others.done() and time.monotonic() < limit and not self._force_exit:
             await asyncio.wait({others}, timeout=0.1)
         others.cancel()
+
+
+async def _forever() -> None:
+    await asyncio.Event().wait()
 
 
 def _catch_signals(on_signal: Callable[[], None]) -> None:

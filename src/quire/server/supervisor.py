@@ -25,6 +25,7 @@ class Engine(Protocol):
     """What is asked of `frontend.client.Client`."""
 
     reason: str
+    detail: str
 
     async def wait_dead(self) -> None: ...
 
@@ -69,6 +70,8 @@ class Supervisor:
                 await asyncio.wait_for(self._engine.wait_ended(), KILLED_SECONDS)
             except TimeoutError:
                 return f"{reason}; its process cannot be killed"
+            if self._engine.detail:
+                reason += f" ({self._engine.detail})"
             if self._spent():
                 again = f", after {self._max_restarts} restarts in 10 minutes (--max-restarts)"
                 return reason + (again if self._max_restarts else "")
