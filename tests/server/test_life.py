@@ -23,7 +23,7 @@ from vocabularies import write_checkpoint
 from quire.errors import ConfigError, StartupError
 from quire.messages import Progress
 from quire.server.banner import LoadingLine, banner
-from quire.server.listen import listen, url_of
+from quire.server.listen import listen, listen_together, url_of
 
 TESTS = Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS / "frontend"), os.environ.get("PYTHONPATH", "")])}
@@ -194,6 +194,19 @@ def test_listen() -> None:
         listen("no.such.host.invalid", 0)
     with listen("0.0.0.0", 0) as sock:
         assert url_of(sock).startswith("http://127.0.0.1:")
+
+
+def test_a_port_with_another_server() -> None:
+    """Whoever is bound to a shared port without listening gets no connection, so the one that listens gets all."""
+    with listen_together("127.0.0.1", 0, 2)[0] as first:
+        port = first.getsockname()[1]
+        others = listen_together("127.0.0.1", port, 2, with_others=True)
+        for _ in range(20):
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        with pytest.raises(StartupError, match="in use"):
+            listen("127.0.0.1", port)
+        for other in others:
+            other.close()
 
 
 def test_banner() -> None:
