@@ -38,7 +38,24 @@ def plant(bug: Bug, source: Path) -> None:
 
 
 def caught_by(bug: Bug) -> str | None:
-    """The first test that fails, None if none does. A run that takes too long is a failure, too."""
+    """The first test that fails, None if none does.
+
+    Raises:
+        SystemExit: the same tests fail without the bug.
+    """
+    if bug.tests not in _SOUND:
+        _SOUND.add(bug.tests)
+        if failed := first_failure(None, bug.tests):
+            raise SystemExit(f"without any bug: {failed}")
+    return first_failure(bug, bug.tests)
+
+
+_SOUND: set[str] = set()
+"""Tests that were seen to pass without a bug."""
+
+
+def first_failure(bug: Bug | None, tests: str) -> str | None:
+    """The first test that fails with a bug, or without one. A run that takes too long is a failure, too."""
     with tempfile.TemporaryDirectory(prefix="quire-mutant-") as folder:
         copy = Path(folder)
         for name in COPIED:
@@ -46,7 +63,8 @@ def caught_by(bug: Bug) -> str | None:
                 shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
             else:
                 shutil.copy(ROOT / name, copy / name)
-        plant(bug, copy / "src")
+        if bug is not None:
+            plant(bug, copy / "src")
         command = [
             sys.executable,
             "-W",
@@ -68,7 +86,7 @@ def caught_by(bug: Bug) -> str | None:
         }
         try:
             done = subprocess.run(
-                [*command, *bug.tests.split()],
+                [*command, *tests.split()],
                 cwd=copy,
                 env=environment,
                 capture_output=True,
@@ -81,7 +99,7 @@ def caught_by(bug: Bug) -> str | None:
             return None
         failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
         if not failed:
-            raise SystemExit(f"{bug.what}: the tests did not run\n{done.stdout}\n{done.stderr}")
+            raise SystemExit(f"the tests did not run\n{done.stdout}\n{done.stderr}")
         return failed[0].split(" - ")[0].split(" ", 1)[1]
 
 
