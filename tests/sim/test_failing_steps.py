@@ -149,7 +149,7 @@ def test_only_who_is_to_blame_ends(chunk: int, monkeypatch: pytest.MonkeyPatch) 
             raise AssertionError(f"seed {seed}") from error
         num_failed += schedule.worker.num_failed
         num_bad += len(schedule.bad)
-    assert num_failed > num_bad > SCHEDULES / 12, "nothing was tested"
+    assert num_failed > num_bad > SCHEDULES / 40, "nothing was tested"
 
 
 def core_with(worker: object, num_requests: int, threaded: bool = False) -> EngineCore:

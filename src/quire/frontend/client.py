@@ -138,7 +138,8 @@ class Client:
 
     def restart(self) -> None:
         """Start a new engine after one that has ended; `wait_ready` tells when and how it came up."""
-        assert self._process is not None and self._ended.done(), "there is an engine"
+        if self._process is None or not self._ended.done():
+            raise RuntimeError("an engine is started again only by who has it, and when it is gone")
         if self._process.stdin is not None:
             self._process.stdin.close()
         self._begin()
