@@ -29,13 +29,16 @@ same at `/docs` (a page) and `/openapi.json`.
 - **Nothing is ignored in silence.** A field that is not listed here has no effect: the answer names it in `warnings`
   (in a stream the first chunk does) and in the header `x-quire-warnings`. With `--strict` it is a 400 that names it.
 - Errors are `{{"error": {{"message", "type", "param", "code"}}}}`, with the field in `param`. 400 what cannot be served
-  as written (a field given twice, too), 401 without a key where keys are set, 404 no such route or model, 405 wrong
+  as written (a field given twice, too), 401 without a key where keys are set, 403 with one that is
+  for other routes, 404 no such route or model, 405 wrong
   method, 408 too slow, 413 body over {MAX_BODY_BYTES >> 20} MiB, 415 not JSON in UTF-8, 431 headers over
   {MAX_HEADER_BYTES >> 10} KiB or more than {MAX_HEADERS}, 500 an error of
-  ours (the log has it under `x-request-id`), 503 with `retry-after` while loading or stopping. In a stream that has
+  ours (the log has it under `x-request-id`), 429 with `retry-after` when the queue is full or a key at its limit, 503
+  with `retry-after` while loading or stopping, 504 not begun or not done in time. In a stream that has
   begun an error is an event, and `[DONE]` does not come.
 - Headers and body must arrive within {READ_SECONDS:g} s each. `x-request-id` is taken over if it is short and plain.
-- With `--api-key` every route needs `authorization: Bearer KEY`, except `/health`, `/ready`, `/live` and `/ping`.
+- With a key set every route needs `authorization: Bearer KEY` or `x-api-key: KEY`, except those about the server's
+  health: [security.md](security.md).
 """
 CANDIDATES = (False, True, 0, 1, 1.0, -1, "", "none", "auto", [], {}, ["text"], {"type": "text"})
 

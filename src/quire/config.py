@@ -173,6 +173,35 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     api_key: Annotated[
         tuple[str, ...], Meta(description="Key that clients must send; may be given more than once.")
     ] = ()
+    api_key_file: Annotated[
+        str | None, Meta(description="YAML file of keys with names, scopes and limits; read again on SIGHUP.")
+    ] = None
+    allowed_hosts: Annotated[
+        tuple[str, ...],
+        Meta(description="Host name that clients may use, or *.name; default: local ones where no key is needed."),
+    ] = ()
+    ssl_keyfile: Annotated[str | None, Meta(description="Private key of the certificate, PEM.")] = None
+    ssl_certfile: Annotated[str | None, Meta(description="Certificate, PEM: serves HTTPS instead of HTTP.")] = None
+    ssl_ca_certs: Annotated[
+        str | None, Meta(description="Certificates of those who may sign clients' certificates, PEM.")
+    ] = None
+    ssl_cert_reqs: Annotated[
+        int, Meta(ge=0, le=2, description="Certificates of clients: 0 not asked for, 1 taken, 2 needed.")
+    ] = 0
+    max_num_queued_reqs: Annotated[
+        int,
+        Meta(ge=-1, description="Most requests that wait, besides those that can run at once; -1: no limit."),
+    ] = 1024
+    max_num_queued_tokens: Annotated[
+        Annotated[int, Meta(ge=-1)] | None,
+        Meta(description="Most prompt tokens that wait; -1: no limit; default: 512 x --max-num-batched-tokens."),
+    ] = None
+    max_queue_time: Annotated[
+        float, Meta(ge=0, le=86400, description="Seconds that a request may wait to be begun; 0: any time.")
+    ] = 300
+    max_connections: Annotated[
+        int, Meta(ge=1, le=1048576, description="Most connections of one API process that are open at once.")
+    ] = 4096
     chat_template: Annotated[
         str | None, Meta(description="File with a Jinja chat template, instead of the checkpoint's.")
     ] = None

@@ -6,6 +6,7 @@
     ├── RequestError        one request is wrong; HTTP 400 and nobody else notices
     │   └── NotFoundError   it names a model or a route that is not served; HTTP 404
     ├── OverloadedError     the request is fine but there is no room for it now; HTTP 429
+    ├── DeadlineError       it was not begun, or not done, by the time that it had; HTTP 504
     ├── UnavailableError    loading, draining or stopped; HTTP 503
     │   └── EngineDeadError the engine process ended; HTTP 503
     └── RequestFailedError  the engine gave up on this one request; HTTP 500
@@ -62,10 +63,39 @@ class NotFoundError(RequestError):
 
 
 class OverloadedError(QuireError):
-    """No room now; the same request may succeed a little later."""
+    """No room now; the same request may succeed a little later.
+
+    Args:
+        message: which limit, and the flag or file that changes it.
+        code: a short machine-readable word.
+        retry_after: whole seconds after which to try again.
+    """
 
     status = 429
     type = "RateLimitError"
+
+    def __init__(self, message: str, code: str = "queue_full", retry_after: int = 1) -> None:
+        super().__init__(message)
+        self.code = code
+        self.retry_after = retry_after
+
+
+class DeadlineError(QuireError):
+    """The time that a request had is over.
+
+    Args:
+        message: which limit, and what changes it.
+        code: a short machine-readable word.
+        retry_after: whole seconds after which it may go better; None where its own limit is what is too short.
+    """
+
+    status = 504
+    type = "TimeoutError"
+
+    def __init__(self, message: str, code: str = "timeout", retry_after: int | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.retry_after = retry_after
 
 
 class UnavailableError(QuireError):

@@ -17,7 +17,8 @@ import msgspec
 
 from quire.params import SamplingParams
 
-assert sys.byteorder == "little" and array("i").itemsize == 4, "token ids travel as little-endian int32"
+if sys.byteorder != "little" or array("i").itemsize != 4:
+    raise ImportError("token ids travel as little-endian int32, which this machine does not have")
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
@@ -100,6 +101,8 @@ class AddRequest(msgspec.Struct, tag="add", array_like=True, frozen=True):
         group: requests of one group, from 0 on, have the same prompt: the first computes it, the others take its
             blocks, whether or not there is a prefix cache. -1 is no group.
         constraint: what the answer may look like; None leaves it free.
+        tenant: who asks, where the engine is shared out between several; a name of the operator's.
+        start_by: monotonic seconds of this machine; one that has not begun by then ends unbegun. 0 is no such time.
     """
 
     id: int
@@ -110,6 +113,8 @@ class AddRequest(msgspec.Struct, tag="add", array_like=True, frozen=True):
     cache_salt: str = ""
     group: int = -1
     constraint: Constraint | None = None
+    tenant: str = ""
+    start_by: float = 0.0
 
 
 class AbortRequests(msgspec.Struct, tag="abort", array_like=True, frozen=True):
@@ -163,6 +168,8 @@ class TokenOutput(msgspec.Struct, array_like=True, frozen=True):
     """Of the prompt's next tokens, the second one first: they come in parts, all before the first new token."""
     param: str | None = None
     """The request's field that the error is about, if the request is to blame."""
+    late: bool = False
+    """It ended because it had not begun by its `start_by`."""
 
 
 class EngineStats(msgspec.Struct, array_like=True, frozen=True):
@@ -177,6 +184,8 @@ class EngineStats(msgspec.Struct, array_like=True, frozen=True):
     num_steps: int = 0
     num_step_tokens: int = 0
     """Tokens run in all steps."""
+    full: bool = False
+    """Whether the next in line waits for a row or for blocks."""
 
 
 class Outputs(msgspec.Struct, tag="outputs", array_like=True, frozen=True):

@@ -144,6 +144,7 @@ def test_a_backlog_keeps_every_field() -> None:
         "error": "lost",
         "prompt_logprobs": entry,
         "param": "prompt",
+        "late": True,
     }
     assert set(values) == set(TokenOutput.__struct_fields__), "a new field needs a place here, and in `joined`"
     full, empty, stats = TokenOutput(**values), TokenOutput(1, []), EngineStats()  # type: ignore[arg-type]

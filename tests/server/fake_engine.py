@@ -23,9 +23,11 @@ from quire.frontend.templates import ChatTemplate
 from quire.messages import EngineStats, Ready, TokenLogprobs, TokenOutput
 from quire.observability.metrics import Metrics
 from quire.params import SamplingParams
+from quire.server.admission import Admission, Bounds
 from quire.server.app import ROUTES, Application
 from quire.server.auth import Gate
-from quire.server.limits import GuardedProtocol
+from quire.server.keys import Key
+from quire.server.limits import guarded_protocol
 from quire.server.listen import listen, url_of
 from quire.server.routing import Route
 from quire.server.state import ServerState
@@ -171,22 +173,30 @@ class Running:
     def __init__(
         self,
         client: FakeClient,
-        keys: Sequence[str] = (),
+        keys: Sequence[str | Key] = (),
         ready: bool = True,
         strict: bool = False,
         routes: Sequence[Route] = ROUTES,
+        bounds: Bounds | None = None,
+        hosts: Sequence[str] | None = None,
+        max_connections: int = 4096,
     ) -> None:
         self.client = client
         self.metrics = Metrics("fake", lambda: client.stats)
-        self.state = ServerState(client, ("fake", "org/fake"), self.metrics, strict=strict)  # type: ignore[arg-type]
+        self.admission = Admission(bounds, lambda: client.stats)
+        self.state = ServerState(  # type: ignore[arg-type]
+            client, ("fake", "org/fake"), self.metrics, self.admission, strict=strict
+        )
+        self.admission.know([key for key in keys if isinstance(key, Key)])
         if ready:
             self.state.serve(make_service(client, self.metrics))
-        self.app = Application(self.state, Gate(keys), routes)
+        self.gate = Gate(keys, hosts)
+        self.app = Application(self.state, self.gate, routes)
         self._sock = listen("127.0.0.1", 0)
         self.url = url_of(self._sock)
         config = uvicorn.Config(
             self.app,
-            http=GuardedProtocol,
+            http=guarded_protocol(max_connections),
             ws="none",
             lifespan="off",
             log_config=None,

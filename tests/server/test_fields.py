@@ -73,6 +73,7 @@ BOTH: dict[str, Row] = {
     "echo": ((True, False), NOT_TRUTH),
     "return_token_ids": ((True, False), NOT_TRUTH),
     "return_tokens_as_token_ids": ((True, False), NOT_TRUTH),
+    "timeout": ((0.5, 60, 86_400), (*NOT_NUMBERS, 0, -1, 86_401)),
     "request_id": (("mine-1",), (*NOT_TEXT, "", "a b", "x" * 129, "a\n")),
 }  # fmt: skip
 CHAT_ONLY: dict[str, Row] = {

@@ -1,7 +1,8 @@
 """The whole engine against a fake device: random schedules, each output equal to a sequential reference.
 
 Every schedule draws its own sizes: block size, pool (often barely larger than one request, so that requests preempt
-each other), token budget, rows, policy, limits, prompts from a tree of prefixes, masks, holds and aborts.
+each other), token budget, rows, policy, limits, prompts from a tree of prefixes, tenants, deadlines, masks, holds and
+aborts.
 """
 
 from __future__ import annotations
@@ -91,7 +92,10 @@ class Schedule:
             policy=POLICIES[rng.choice(["fcfs", "priority"])],
             limits=limits,
             chunked_prefill=chunked,
+            clock=lambda: self.now,
         )
+        self.now = 1.0
+        self.tenants = rng.choice([("",), ("",), ("a", "b"), ("a", "b", "c")])
         self.grammar = FakeGrammar(self.scheduler, rng, rng.choice([0, 0, 0.1, 0.5]))
         self.worker = FakeWorker(num_rows=rows, num_blocks=num_blocks, block_size=self.block_size, max_tokens=budget)
         executor = ThreadExecutor(self.worker) if threaded else InlineExecutor(self.worker)
@@ -108,6 +112,8 @@ class Schedule:
         self.outputs: dict[int, list[int]] = {}
         self.finished: Counter[int] = Counter()
         self.reasons: dict[int, str] = {}
+        self.late: set[int] = set()
+        self.tenant = ""
         self.cached: dict[int, int] = {}
         self.scores: dict[int, list[TokenLogprobs]] = {}
         self.group: tuple[list[int], str, int, int] | None = None  # prompt, salt, id, members still to come
@@ -131,6 +137,7 @@ class Schedule:
                 victim = rng.choice(list(self.messages))
                 aborted.add(victim)
                 self.scheduler.abort([victim, 10_000])
+            self.now += 1
             self._take(self.core.step().outputs)
         self._take(self.core.step().outputs)
         self.scheduler.check_integrity()
@@ -148,6 +155,8 @@ class Schedule:
         params.skip_reading_prefix_cache = True if rng.random() < 0.05 else None
         stop = [rng.randrange(VOCAB) for _ in range(rng.choice([0, 1, 6]))]
         salt, group = rng.choice(["", "", "tenant"]), -1
+        self.tenant = rng.choice(self.tenants) if self.group is None else self.tenant
+        start_by = self.now + rng.randint(1, 30) if rng.random() < 0.1 else 0.0
         if self.group is not None:
             prompt, salt, group, left = self.group
             params.prompt_logprobs = None
@@ -155,7 +164,10 @@ class Schedule:
         elif rng.random() < 0.15:
             group = id_
             self.group = (prompt, salt, id_, rng.randint(1, 4))
-        message = AddRequest(id_, pack_ids(prompt), params, stop, rng.randint(0, 3), salt, group)
+        priority = rng.randint(0, 3)
+        message = AddRequest(
+            id_, pack_ids(prompt), params, stop, priority, salt, group, tenant=self.tenant, start_by=start_by
+        )
         self.messages[id_] = message
         if rng.random() < 0.2 and not self.deep:  # a mask needs every token before it
             self.grammar.constrained[id_] = rng.choice([0, 0, 0, 3])
@@ -171,6 +183,9 @@ class Schedule:
             if output.finish_reason:
                 self.finished[output.id] += 1
                 self.reasons[output.id] = output.finish_reason
+                if output.late:
+                    self.late.add(output.id)
+                    assert self.messages[output.id].start_by <= self.now and not self.outputs[output.id]
             self.cached[output.id] = max(self.cached.get(output.id, 0), output.num_cached_tokens)
 
     def _check(self, aborted: set[int]) -> None:
@@ -183,7 +198,7 @@ class Schedule:
             found = self.scores.get(id_, [])
             assert found == (scores[: len(found)] if self.reasons[id_] == "abort" else scores)
             if self.reasons[id_] == "abort":
-                assert id_ in aborted
+                assert id_ in aborted or id_ in self.late
                 assert self.outputs[id_] == tokens[: len(self.outputs[id_])]
             else:
                 assert (self.outputs[id_], self.reasons[id_]) == (tokens, reason)
@@ -191,7 +206,7 @@ class Schedule:
 
 @pytest.mark.parametrize("chunk", range(CHUNKS))
 def test_every_output_equals_the_sequential_reference(chunk: int) -> None:
-    preemptions = hits = requests = lost = 0
+    preemptions = hits = requests = lost = late = 0
     for seed in range(chunk * SCHEDULES // CHUNKS, (chunk + 1) * SCHEDULES // CHUNKS):
         schedule = Schedule(seed)
         schedule.run(count := 4 + seed % 17)
@@ -200,8 +215,10 @@ def test_every_output_equals_the_sequential_reference(chunk: int) -> None:
         hits += stats.prefix_hits
         requests += count
         lost += schedule.grammar.num_lost
+        late += len(schedule.late)
     # the schedules must reach what they are for
     assert preemptions > requests / 50 and hits > requests / 4 and lost > requests / 50
+    assert late > requests / 100
 
 
 def test_the_same_with_a_device_thread() -> None:

@@ -56,16 +56,25 @@ class EngineMachine(RuleBasedStateMachine):
         hold=st.booleans(),
         siblings=st.integers(0, 3),
         scored=st.booleans(),
+        tenant=st.sampled_from(["", "", "a", "b"]),
     )
     def add(
-        self, head: int, tail: list[int], most: int, priority: int, hold: bool, siblings: int, scored: bool
+        self,
+        head: int,
+        tail: list[int],
+        most: int,
+        priority: int,
+        hold: bool,
+        siblings: int,
+        scored: bool,
+        tenant: str,
     ) -> None:
         prompt = ([head] * 17 + tail)[: MAX_MODEL_LEN - 1]
         group = len(self.messages) if siblings else -1
         for sibling in range(siblings + 1):
             params = SamplingParams(max_tokens=most, prompt_logprobs=0 if scored and not sibling else None)
             id_ = len(self.messages)
-            message = AddRequest(id_, pack_ids(prompt), params, [1, 2, 3], priority, "", group)
+            message = AddRequest(id_, pack_ids(prompt), params, [1, 2, 3], priority, "", group, tenant=tenant)
             self.messages[id_] = message
             request = self.scheduler.add(message, held=hold)
             if hold:

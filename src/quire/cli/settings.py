@@ -133,12 +133,15 @@ _KINDS: tuple[tuple[type[inspect.Type], str], ...] = (
 
 
 def from_environment(settings: Iterable[Setting], environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
-    """Values of the twins that are set and not empty."""
+    """Values of the twins that are set and not empty; what may be given more than once is divided by commas."""
     values = {}
     for setting in settings:
         text = environ.get(setting.environment, "")
         if text:
-            values[setting.name] = setting.parse(text, setting.environment)
+            if setting.kind == "texts":
+                values[setting.name] = tuple(part.strip() for part in text.split(",") if part.strip())
+            else:
+                values[setting.name] = setting.parse(text, setting.environment)
     return values
 
 

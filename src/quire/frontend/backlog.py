@@ -28,6 +28,7 @@ def _both(earlier: TokenOutput, later: TokenOutput) -> TokenOutput:
         error=later.error,
         prompt_logprobs=_chained(earlier.prompt_logprobs, later.prompt_logprobs),
         param=later.param,
+        late=later.late,
     )
 
 

@@ -117,6 +117,8 @@ async def _step(
                 stop_token_ids=[],
                 priority=prepared.priority,
                 cache_salt=prepared.cache_salt,
+                tenant=prepared.tenant,
+                start_by=prepared.start_by if not beam.token_ids else 0.0,
             )
             streams.append(stream)
         deltas = [await stream.collect() for stream in streams]

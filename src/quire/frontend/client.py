@@ -251,6 +251,8 @@ class Client:
         cache_salt: str = "",
         first: RequestStream | None = None,
         constraint: Constraint | None = None,
+        tenant: str = "",
+        start_by: float = 0.0,
     ) -> None:
         """Send one request; its outputs go to `stream`.
 
@@ -264,8 +266,9 @@ class Client:
         stream.attach(id_, self._abort)
         self._streams[id_] = stream
         group = -1 if first is None else first.id
+        ids = pack_ids(prompt_ids)
         self._send(
-            AddRequest(id_, pack_ids(prompt_ids), params, stop_token_ids, priority, cache_salt, group, constraint)
+            AddRequest(id_, ids, params, stop_token_ids, priority, cache_salt, group, constraint, tenant, start_by)
         )
 
     def abort(self, streams: Iterable[RequestStream]) -> None:

@@ -32,6 +32,10 @@ from quire.params import MAX_LOGPROBS, SamplingParams
 from quire.structured import StructuredOutputsParams
 
 CONTEXT_CODE = "context_length_exceeded"
+CHARS_OF_TOKEN = 16
+"""More than a token of usual text has: the beginning of a long prompt that is read before the rest."""
+MARGIN = 64
+"""Tokens by which a text may have fewer than its beginning alone: words are cut there."""
 _FROM_GENERATION_CONFIG = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
@@ -54,7 +58,19 @@ class EngineClient(Protocol):
         cache_salt: str = "",
         first: RequestStream | None = None,
         constraint: Constraint | None = None,
+        tenant: str = "",
+        start_by: float = 0.0,
     ) -> None: ...
+
+
+class Follower(Protocol):
+    """Told how a request gets on."""
+
+    def begun(self, waited_s: float) -> None:
+        """The first token came, after so many seconds in the engine's line."""
+
+    def ended(self, tokens: int) -> None:
+        """A completion has ended, after so many tokens."""
 
 
 @dataclass(slots=True)
@@ -70,6 +86,9 @@ class PreparedRequest:
         arrival: monotonic seconds.
         markers: special tokens that whoever reads the answer wants to see in its text.
         constraint: what the answer may look like.
+        tenant: who asks, where the engine is shared out.
+        start_by: monotonic seconds; not begun by then it ends. 0 is never.
+        follower: told how it gets on.
     """
 
     prompt_ids: list[int]
@@ -82,6 +101,9 @@ class PreparedRequest:
     arrival: float = field(default_factory=time.monotonic)
     markers: tuple[str, ...] = ()
     constraint: Constraint | None = None
+    tenant: str = ""
+    start_by: float = 0.0
+    follower: Follower | None = None
 
 
 class TextService:
@@ -183,11 +205,36 @@ class TextService:
         self._check_text_len(text)
         return await self.tokenizer.encode_async(text, add_special_tokens=add_special_tokens)
 
+    async def encode_any_async(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """The same for a text that need not be a prompt: it may be longer than the context, within reason."""
+        self._check_text_len(text, 4 * CHARS_OF_TOKEN)
+        return await self.tokenizer.encode_async(text, add_special_tokens=add_special_tokens)
+
     async def encode_many_async(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int]]:
         """Token ids of several prompts, in their order, without holding up the event loop."""
         for text in texts:
             self._check_text_len(text)
         return await self.tokenizer.encode_many_async(texts, add_special_tokens=add_special_tokens)
+
+    async def encode_prompts_async(
+        self, texts: Sequence[str], *, add_special_tokens: bool = True, cut: bool = False, param: str = "prompt"
+    ) -> list[list[int]]:
+        """The same for what is to be a prompt: one that is far too long is refused after reading its beginning.
+
+        cut: it is cut to size afterwards, so it may be as long as it likes.
+        """
+        size = CHARS_OF_TOKEN * self.max_model_len
+        for text in () if cut else texts:
+            if len(text) > 2 * size:
+                beginning = await self.tokenizer.encode_async(text[:size], add_special_tokens=False)
+                if len(beginning) > self.max_model_len + MARGIN:
+                    raise RequestError(
+                        f"The prompt has {len(text)} characters, of which the first {size} are {len(beginning)} tokens "
+                        f"already; the context holds {self.max_model_len} (--max-model-len).",
+                        param=param,
+                        code=CONTEXT_CODE,
+                    )
+        return await self.encode_many_async(texts, add_special_tokens=add_special_tokens)
 
     def render_chat(self, messages: Sequence[Mapping[str, Any]], *, template: str | None = None, **options: Any) -> str:
         """The prompt text of a conversation; `options` as in `ChatTemplate.render`.
@@ -196,6 +243,12 @@ class TextService:
 
         template: a Jinja template's text, instead of the model's own.
         """
+        if len(messages) > self.max_model_len:  # a token for each is not too much to expect
+            raise RequestError(
+                f"There are {len(messages)} messages; the context holds {self.max_model_len} tokens (--max-model-len).",
+                param="messages",
+                code=CONTEXT_CODE,
+            )
         chosen = self.template if template is None else ChatTemplate(template, self.tokenizer.special_tokens)
         return chosen.render(messages, **options)
 
@@ -204,9 +257,9 @@ class TextService:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._pool, lambda: self.render_chat(messages, **options))
 
-    def _check_text_len(self, text: str) -> None:
+    def _check_text_len(self, text: str, chars: int = 512) -> None:
         """A token is at least one byte, mostly more; the longest in any known vocabulary has under 512 characters."""
-        if len(text) > 512 * self.max_model_len:
+        if len(text) > chars * self.max_model_len:
             raise RequestError(
                 f"The prompt has {len(text)} characters; the context holds {self.max_model_len} tokens.",
                 code=CONTEXT_CODE,
@@ -410,6 +463,8 @@ class TextService:
                     cache_salt=prepared.cache_salt,
                     first=first,
                     constraint=prepared.constraint,
+                    tenant=prepared.tenant,
+                    start_by=prepared.start_by,
                 )
                 streams.append(stream)
         except BaseException:
@@ -422,7 +477,9 @@ class TextService:
         """What counts this request's tokens, if anything does."""
         if self._metrics is None:
             return None
-        return self._metrics.start_request(len(prepared.prompt_ids), name=prepared.name, arrival=prepared.arrival)
+        return self._metrics.start_request(
+            len(prepared.prompt_ids), name=prepared.name, arrival=prepared.arrival, follower=prepared.follower
+        )
 
 
 def _default_sampling(found: Mapping[str, float | int]) -> dict[str, float | int]:

@@ -17,9 +17,11 @@ from typing import Protocol
 
 import msgspec
 
-from quire.errors import QuireError, RequestError, RequestFailedError
+from quire.errors import DeadlineError, QuireError, RequestError, RequestFailedError
 from quire.frontend.detokenizer import AnyDetokenizer, NoDetokenizer
 from quire.messages import TokenLogprobs, TokenOutput
+
+_LATE = "The request was not begun within the time that it may wait: --max-queue-time, or less by its own timeout."
 
 
 class Delta(msgspec.Struct, gc=False):
@@ -114,6 +116,9 @@ class RequestStream:
         """Take in what a step brought, at `now` (monotonic seconds)."""
         if self._ended:
             return
+        if output.late:
+            self.fail(DeadlineError(_LATE, "queue_timeout", 1))
+            return
         if output.error is not None or output.finish_reason == "error":
             message = output.error or "The engine failed on this request."
             self.fail(RequestError(message, output.param) if output.param else RequestFailedError(message))
@@ -181,6 +186,13 @@ class RequestStream:
                 self._keep(self._held)
             self._error = error
             self._end("error", time.monotonic())
+
+    def cut(self, error: QuireError) -> None:
+        """The same, for an error that the engine does not know of: it is told to stop."""
+        if not self._ended:
+            if self._abort:
+                self._abort(self._id)
+            self.fail(error)
 
     # ---- the consumer's side -------------------------------------------------------------------------------------
 

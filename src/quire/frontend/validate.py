@@ -19,9 +19,11 @@ from quire.params import SamplingParams
 from quire.structured import StructuredOutputsParams
 
 MAX_CHOICES = 16
+MAX_MESSAGES = 8192
 MAX_PROMPTS = 64
 MAX_STOP_BYTES = 256
 MAX_TEMPLATE_KWARGS = 32
+MAX_TIMEOUT = 86_400
 REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 _SALT = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 
@@ -88,6 +90,7 @@ class GenerateRequest(Request, kw_only=True):
     return_token_ids: bool = False
     return_tokens_as_token_ids: bool = False
     request_id: str | None = None
+    timeout: float | None = None
     response_format: dict[str, Any] | None = None
     structured_outputs: dict[str, Any] | None = None
     guided_json: Any = None
@@ -120,6 +123,11 @@ class GenerateRequest(Request, kw_only=True):
     def num_candidates(self) -> int:
         """Completions of each prompt that are generated; n of them are returned."""
         return self.n if self.best_of is None else self.best_of
+
+    @property
+    def num_completions(self) -> int:
+        """Completions of all prompts together."""
+        return self.num_candidates
 
     @property
     def only_prompt(self) -> bool:
@@ -169,6 +177,8 @@ class GenerateRequest(Request, kw_only=True):
             _limit("prompt_logprobs", self.prompt_logprobs, -1, 2**31 - 1)
         if self.request_id is not None and not REQUEST_ID.fullmatch(self.request_id):
             raise RequestError("request_id takes 1..128 letters, digits, '_', '.', ':' and '-'.", param="request_id")
+        if self.timeout is not None and not 0 < self.timeout <= MAX_TIMEOUT:
+            raise RequestError(f"timeout must be in (0, {MAX_TIMEOUT}] seconds, got {self.timeout:g}.", "timeout")
         check_together(self)
         for stop in [self.stop] if isinstance(self.stop, str) else self.stop:
             if len(stop.encode()) > MAX_STOP_BYTES:
@@ -240,8 +250,7 @@ class ChatRequest(GenerateRequest, kw_only=True):
                 "continue_final_message needs add_generation_prompt=false: the last message is the one to go on with.",
                 param="continue_final_message",
             )
-        if not self.messages:
-            raise RequestError("messages is empty; at least one message is needed.", param="messages")
+        _limit("messages", len(self.messages), 1, MAX_MESSAGES, "messages")
         _check_template_kwargs(self.chat_template_kwargs)
         form = self.wanted_form()
         if self.tool_plan().schema is not None and self.use_beam_search:
@@ -304,6 +313,10 @@ class CompletionRequest(GenerateRequest, kw_only=True):
                     param=name,
                 )
 
+    @property
+    def num_completions(self) -> int:
+        return len(self.prompts()) * self.num_candidates
+
     def prompts(self) -> list[str | list[int]]:
         """The prompt or prompts, each a text or a list of token ids."""
         prompt = self.prompt
@@ -337,6 +350,8 @@ class TokenizeRequest(Request, kw_only=True):
     def check(self) -> None:
         if (self.prompt is None) == (self.messages is None):
             raise RequestError("Give either prompt or messages.", param="prompt")
+        if self.messages is not None:
+            _limit("messages", len(self.messages), 1, MAX_MESSAGES, "messages")
         _check_template_kwargs(self.chat_template_kwargs)
         plan_tools(self.tools)
         if self.messages is not None:

@@ -39,6 +39,10 @@ class Part:
         """Each number, summed over the processes."""
         return [sum(cells) for cells in zip(*self._rows, strict=True)]
 
+    def rows(self) -> Sequence[Row]:
+        """The numbers of each process."""
+        return self._rows
+
     def of_first(self) -> list[float]:
         """The numbers of process 0."""
         return list(self._rows[0])
@@ -60,23 +64,25 @@ class SharedCells(Cells):
         path: the file; `create` has made it.
         index: which process this is.
         num_processes: how many there are.
+        row_cells: most numbers of one process.
     """
 
-    def __init__(self, path: Path, index: int, num_processes: int) -> None:
+    def __init__(self, path: Path, index: int, num_processes: int, row_cells: int = ROW_CELLS) -> None:
         with path.open("r+b") as file:
-            cells = memoryview(mmap.mmap(file.fileno(), num_processes * ROW_CELLS * _CELL_BYTES)).cast("d")
-        self._rows = [cast("Row", cells[i * ROW_CELLS : (i + 1) * ROW_CELLS]) for i in range(num_processes)]
+            cells = memoryview(mmap.mmap(file.fileno(), num_processes * row_cells * _CELL_BYTES)).cast("d")
+        self._rows = [cast("Row", cells[i * row_cells : (i + 1) * row_cells]) for i in range(num_processes)]
+        self._row_cells = row_cells
         self._index = index
         self._next = 0
 
     @staticmethod
-    def create(path: Path, num_processes: int) -> None:
+    def create(path: Path, num_processes: int, row_cells: int = ROW_CELLS) -> None:
         """Make the file, all zeros."""
-        path.write_bytes(bytes(num_processes * ROW_CELLS * _CELL_BYTES))
+        path.write_bytes(bytes(num_processes * row_cells * _CELL_BYTES))
 
     def take(self, count: int) -> Part:
         start, self._next = self._next, self._next + count
-        if self._next > ROW_CELLS:
-            raise ValueError(f"{self._next} numbers are more than the {ROW_CELLS} of a row")
+        if self._next > self._row_cells:
+            raise ValueError(f"{self._next} numbers are more than the {self._row_cells} of a row")
         views = [row[start : self._next] for row in self._rows]
         return Part(views[self._index], views)

@@ -28,6 +28,8 @@ from quire.observability.histogram import (
 log = logging.getLogger("quire.request")
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+ERROR_STATUSES = (400, 401, 403, 404, 405, 408, 413, 415, 429, 431, 500, 503, 504)
+"""Those that are counted."""
 FINISH_REASONS = ("stop", "length", "abort", "error")
 LABELS = ("model_name", "engine")
 PROMPT_TOKENS, GENERATION_TOKENS, FINISHED = 0, 1, 2
@@ -59,6 +61,7 @@ class Metrics:
         self._stats = cells.take(len(EngineStats.__struct_fields__))
         self.stats = stats or self._published
         self.counters = cells.take(2 + len(FINISH_REASONS))
+        self.errors = cells.take(len(ERROR_STATUSES))
         self.to_first_token = _histogram(SECONDS_TO_FIRST_TOKEN, cells)
         self.between_tokens = _histogram(SECONDS_BETWEEN_TOKENS, cells)
         self.end_to_end = _histogram(SECONDS_OF_REQUEST, cells)
@@ -66,6 +69,8 @@ class Metrics:
         self.prefill = _histogram(SECONDS_OF_REQUEST, cells)
         self.decode = _histogram(SECONDS_OF_REQUEST, cells)
         self._lens = [cells.take(_MAX_LEN_BUCKETS) for _ in range(2)]
+        self.usage_of_keys: Callable[[], list[tuple[str, float, float]]] = list
+        """Name, requests and tokens of each key; names are the operator's, so there are only so many."""
         self.set_max_model_len(131_072)
         self._registry = CollectorRegistry()
         self._registry.register(_EngineCollector(self))
@@ -100,15 +105,24 @@ class Metrics:
         """Requests that ended, by reason."""
         return dict(zip(FINISH_REASONS, self.counters.sums()[FINISHED:], strict=True))
 
-    def start_request(self, num_prompt_tokens: int, *, name: str = "", arrival: float | None = None) -> RequestTimes:
+    def refused(self, status: int) -> None:
+        """A request was answered with an error of this HTTP status."""
+        if status in ERROR_STATUSES:
+            self.errors.own[ERROR_STATUSES.index(status)] += 1
+
+    def start_request(
+        self, num_prompt_tokens: int, *, name: str = "", arrival: float | None = None, follower: Any = None
+    ) -> RequestTimes:
         """The observer of one completion.
 
         Args:
             num_prompt_tokens: length of its prompt.
             name: the id that the log line shows.
             arrival: monotonic seconds; default now.
+            follower: told of the first token and of the end.
         """
-        return RequestTimes(self, num_prompt_tokens, name, time.monotonic() if arrival is None else arrival)
+        arrival = time.monotonic() if arrival is None else arrival
+        return RequestTimes(self, num_prompt_tokens, name, arrival, follower)
 
     def render(self) -> bytes:
         """The text of /metrics."""
@@ -122,13 +136,19 @@ def _histogram(bounds: tuple[float, ...], cells: Cells) -> Histogram:
 class RequestTimes:
     """Follows one completion from arrival to end: feeds the counters, writes one log line at the end."""
 
-    __slots__ = ("_arrival", "_first", "_last", "_metrics", "_name", "_num_prompt_tokens", "_num_tokens", "_queued_s")
+    __slots__ = (
+        *("_arrival", "_first", "_follower", "_last", "_metrics", "_name", "_num_prompt_tokens", "_num_tokens"),
+        "_queued_s",
+    )
 
-    def __init__(self, metrics: Metrics, num_prompt_tokens: int, name: str, arrival: float) -> None:
+    def __init__(
+        self, metrics: Metrics, num_prompt_tokens: int, name: str, arrival: float, follower: Any = None
+    ) -> None:
         self._metrics = metrics
         self._num_prompt_tokens = num_prompt_tokens
         self._name = name
         self._arrival = arrival
+        self._follower = follower
         self._first = self._last = 0.0
         self._num_tokens = 0
         self._queued_s = 0.0
@@ -145,6 +165,8 @@ class RequestTimes:
             metrics.counters.own[PROMPT_TOKENS] += self._num_prompt_tokens
             metrics.to_first_token.observe(now - self._arrival)
             metrics.queued.observe(queued_s)
+            if self._follower is not None:
+                self._follower.begun(queued_s)
         self._last = now
 
     def on_finish(self, now: float, reason: str) -> None:
@@ -154,6 +176,8 @@ class RequestTimes:
         metrics.end_to_end.observe(now - self._arrival)
         metrics.prompt_lens.observe(self._num_prompt_tokens)
         metrics.output_lens.observe(self._num_tokens)
+        if self._follower is not None:
+            self._follower.ended(self._num_tokens)
         if self._first:
             metrics.prefill.observe(self._prefill_s)
             metrics.decode.observe(self._last - self._first)
@@ -237,6 +261,19 @@ class _EngineCollector(Collector):
         for reason, count in metrics.finished.items():
             success.add_metric([*self._labels, reason], count)
         yield success
+        errors = CounterMetricFamily(
+            "quire:http_errors", "Requests answered with an error.", labels=[*LABELS, "status"]
+        )
+        for status, count in zip(ERROR_STATUSES, metrics.errors.sums(), strict=True):
+            errors.add_metric([*self._labels, str(status)], count)
+        yield errors
+        for at, what in enumerate(("requests", "tokens"), 1):
+            usage = CounterMetricFamily(
+                f"quire:key_{what}", f"{what.title()} of each API key.", labels=[*LABELS, "key"]
+            )
+            for used in metrics.usage_of_keys():
+                usage.add_metric([*self._labels, used[0]], float(used[at]))
+            yield usage
         for name, text, histogram_of in _HISTOGRAMS:
             histogram = histogram_of(metrics)
             family = HistogramMetricFamily(f"vllm:{name}", text, labels=LABELS)

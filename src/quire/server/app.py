@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 
 from quire.frontend.validate import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from quire.server.admission import VISIT
 from quire.server.asgi import ClientGone, Message, Receive, Scope, Send, answer
 from quire.server.auth import Gate
 from quire.server.channel import KEY
@@ -33,9 +34,9 @@ ROUTES: tuple[Route, ...] = routes_about(
         Route("GET", "/live", Live),
         Route("GET", "/ping", Health),
         Route("POST", "/ping", Health),
-        Route("GET", "/load", Load),
-        Route("GET", "/version", Version),
-        Route("GET", "/metrics", MetricsPage, media_type="text/plain"),
+        Route("GET", "/load", Load, needs="metrics"),
+        Route("GET", "/version", Version, needs="any"),
+        Route("GET", "/metrics", MetricsPage, media_type="text/plain", needs="metrics"),
     )
 )
 
@@ -54,6 +55,7 @@ class Application:
 
     def __init__(self, state: ServerState, gate: Gate, routes: Sequence[Route] = ROUTES) -> None:
         self._gate = gate
+        self._state = state
         self._router = Router(routes, state)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -69,17 +71,25 @@ class Application:
             await send(message)
 
         id_ = scope["quire.request_id"] = request_id(scope)
+        visit = None
         try:
             check_headers(scope)
-            self._gate.check(scope)
-            await self._router.find(scope)(scope, receive, watched_send)
+            key = self._gate.check(scope)
+            found = self._router.find(scope)
+            self._gate.allow(key, found.needs, scope["path"])
+            if found.works:
+                visit = scope[VISIT] = self._state.admission.enter(key)
+            await found.handler(scope, receive, watched_send)
         except ClientGone:
             return
         except asyncio.CancelledError:
             raise
         except Exception as error:  # noqa: BLE001 - this is the place that answers for all of them
             status, body, headers = describe(error, id_)
+            self._state.metrics.refused(status)
             if not started:
                 await answer(send, body, status=status, headers={"x-request-id": id_, **headers})
         finally:
+            if visit is not None:
+                visit.leave()
             scope.pop(KEY, None)  # they refer to one another

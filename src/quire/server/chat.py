@@ -60,7 +60,12 @@ class ChatCompletions(GenerateRoute[ChatRequest]):
         )
         if request.reasoning_effort is not None and not service.template.uses("reasoning_effort"):
             call.warnings.append("reasoning_effort has no effect on this model.")
-        ids = await service.encode_async(text, add_special_tokens=bool(request.add_special_tokens))
+        [ids] = await service.encode_prompts_async(
+            [text],
+            add_special_tokens=bool(request.add_special_tokens),
+            cut=request.truncate_prompt_tokens is not None,
+            param="messages",
+        )
         try:
             prepared = service.prepare(
                 ids,

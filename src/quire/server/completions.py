@@ -30,7 +30,9 @@ class Completions(GenerateRoute[CompletionRequest]):
         prepared = []
         prompts = call.request.prompts()
         texts = [prompt for prompt in prompts if isinstance(prompt, str)]
-        encoded = iter(await call.service.encode_many_async(texts, add_special_tokens=add_special_tokens))
+        cut = call.request.truncate_prompt_tokens is not None
+        found = await call.service.encode_prompts_async(texts, add_special_tokens=add_special_tokens, cut=cut)
+        encoded = iter(found)
         for prompt in prompts:
             text = prompt if isinstance(prompt, str) else None
             ids = next(encoded) if isinstance(prompt, str) else prompt

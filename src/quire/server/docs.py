@@ -35,7 +35,11 @@ def routes_about(routes: Sequence[Route]) -> tuple[Route, ...]:
             data = encode(document(everything)).replace(b"</", b"<\\/")
             return _PAGE.read_bytes().replace(_MARK, data)
 
-    everything = (*routes, Route("GET", "/openapi.json", OpenApi), Route("GET", "/docs", Docs, media_type=HTML))
+    everything = (
+        *routes,
+        Route("GET", "/openapi.json", OpenApi, needs="any"),
+        Route("GET", "/docs", Docs, media_type=HTML, needs="any"),
+    )
     return everything
 
 

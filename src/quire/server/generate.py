@@ -19,8 +19,10 @@ from quire.frontend.decode import decode, refuse_if
 from quire.frontend.service import PreparedRequest, TextService
 from quire.frontend.streams import Delta, RequestStream
 from quire.frontend.validate import GenerateRequest
+from quire.server.admission import VISIT, Visit
 from quire.server.asgi import ClientGone, Receive, Scope, Send, answer, header, until_gone
 from quire.server.channel import channel_of
+from quire.server.deadline import Deadline
 from quire.server.errors import describe
 from quire.server.limits import read_json_body
 from quire.server.outcome import collected, found_by_beams, made
@@ -105,11 +107,16 @@ class GenerateRoute(ABC, Generic[R]):
         self._state = state
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        arrival = time.monotonic()
         service = self._state.require_service()
+        visit: Visit = scope[VISIT]
+        visit.look()
         body = await read_json_body(scope, receive)
         request, warnings = decode(body, self.kind, strict=self._state.strict)
-        del body
         self._state.check_model(request.model)
+        deadline = Deadline.of(scope, request.timeout, arrival)
+        visit.claim(request.num_completions, len(body))
+        del body
         if request.priority and not service.by_priority:
             warnings.append("priority has no effect here: the server runs without --scheduling-policy priority.")
         if request.request_id is not None and header(scope, b"x-request-id") is None:
@@ -117,14 +124,17 @@ class GenerateRoute(ABC, Generic[R]):
         call = Call(new_id(self.id_prefix), request, warnings, service, self._state)
         try:
             async with until_gone(scope, receive):
-                call.prepared = await self.prepare(call)
+                async with deadline.around():
+                    call.prepared = await self.prepare(call)
+                _admit(call.prepared, visit, deadline.start_by(visit.start_by(arrival)))
                 refuse_if(self._state.strict, call.warnings)
                 headers = {"x-request-id": scope["quire.request_id"], **warnings_header(call.warnings)}
-                with _started(call) as streams:
+                with _started(call) as streams, deadline.over(streams):
                     if request.stream:
                         await self._stream(call, streams, EventStream(send, headers, channel_of(scope)))
                     else:
-                        await self._answer(call, streams, send, headers)
+                        async with deadline.around(request.use_beam_search):
+                            await self._answer(call, streams, send, headers)
         except ClientGone:
             log.debug("%s: the client is gone", call.id)
 
@@ -226,6 +236,18 @@ class ChoiceWriter(ABC):
     @abstractmethod
     def chunks(self, delta: Delta, usage: dict[str, Any] | None) -> bytes:
         """The events for a delta; empty where there is nothing to tell yet."""
+
+
+def _admit(prepared: Sequence[PreparedRequest], visit: Visit, start_by: float) -> None:
+    """Requests whose tokens are counted now become their caller's, and have a time to begin.
+
+    Raises:
+        OverloadedError: their tokens are more than the line has room for.
+    """
+    visit.count(sum(len(one.prompt_ids) for one in prepared))
+    for one in prepared:
+        one.cache_salt = visit.salt + one.cache_salt
+        one.tenant, one.start_by, one.follower = visit.tenant, start_by, visit
 
 
 @contextmanager

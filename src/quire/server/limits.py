@@ -86,12 +86,19 @@ def _check_media_type(scope: Scope) -> None:
         raise HttpError(415, "Compressed bodies are not taken.")
 
 
+_LATER = {"retry-after": "1"}
+
+
 class GuardedProtocol(HttpToolsProtocol):
     """uvicorn's HTTP protocol with a channel, and a bound on headers that have not ended yet, in bytes and seconds.
 
     Without the bound one client can send a header of any size into memory before any application code runs.
+
+    Attributes:
+        max_connections: of all that share a server; who comes then is told so and sent away.
     """
 
+    max_connections = 4096
     _head_bytes = 0
     _in_head = True
     _num_messages = 0
@@ -100,6 +107,10 @@ class GuardedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         self._channels: list[Channel] = []
+        if len(self.connections) > self.max_connections:
+            most = self.max_connections
+            self._refuse(HttpError(503, f"There are {most} connections, as many as --max-connections allows.", _LATER))
+            return
         self._timer = self.loop.call_later(READ_SECONDS, self._head_is_late)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -147,6 +158,7 @@ class GuardedProtocol(HttpToolsProtocol):
         _, body, _ = describe(error, "connection")
         phrase = HTTPStatus(error.status).phrase
         head = f"HTTP/1.1 {error.status} {phrase}\r\ncontent-type: application/json\r\nconnection: close\r\n"
+        head += "".join(f"{name}: {value}\r\n" for name, value in error.headers.items())
         self.transport.write(head.encode() + f"content-length: {len(body)}\r\n\r\n".encode() + body)
         self.transport.close()
 
@@ -154,3 +166,8 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+def guarded_protocol(max_connections: int) -> type[GuardedProtocol]:
+    """The protocol with a bound on connections: uvicorn makes its objects from a class."""
+    return type("BoundedProtocol", (GuardedProtocol,), {"max_connections": max_connections})

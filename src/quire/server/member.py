@@ -3,8 +3,8 @@
 It is told what to do in lines on its standard input, and dies with the pipe; it says `ready` on its standard output.
 
     settings ─► load ─► "ready" ─► "go": take connections ─► "drain": finish, exit 0
-                                                          └─ "dead REASON": the engine has ended; a new one says
-                                                             itself that it is ready
+                                         "keys": read them again   └─ "dead REASON": the engine has ended; a new one
+                                                                      says itself that it is ready
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from quire.lifeline import die_with_parent
 from quire.observability import logs
 from quire.observability.cells import SharedCells
 from quire.observability.metrics import Metrics
-from quire.server.serving import ApiServer
+from quire.server.serving import ApiServer, admission_cells
 
 ENGINE_ENDED_SECONDS = 2.0
 
@@ -64,7 +64,8 @@ class Member:
         cells = SharedCells(folder / CELLS_FILE, orders.index, orders.num_processes)
         metrics = Metrics(names[0], None, cells, orders.main_pid)
         sock = socket.socket(fileno=orders.socket_fd)
-        api = ApiServer(orders.engine, orders.server, self._client, metrics, sock, orders.index)
+        waiting = admission_cells(folder, orders.index, orders.num_processes)
+        self._api = api = ApiServer(orders.engine, orders.server, self._client, metrics, sock, orders.index, waiting)
         threading.Thread(target=_read_orders, args=(loop, self._obey), name="quire-orders", daemon=True).start()
         service = await api.load()
         print("ready", flush=True)
@@ -80,6 +81,8 @@ class Member:
             self._go.set()
         elif order == "drain" and not self._over.done():
             self._over.set_result(float(value))
+        elif order == "keys":
+            self._api.reload_keys()
         elif order == "dead":
             self._client.engine_ended(value)
 

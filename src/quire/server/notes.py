@@ -8,6 +8,7 @@ from quire.frontend.validate import (
     MAX_PROMPTS,
     MAX_STOP_BYTES,
     MAX_TEMPLATE_KWARGS,
+    MAX_TIMEOUT,
     Request,
 )
 from quire.params import MAX_LOGPROBS, describe_range
@@ -48,6 +49,7 @@ NOTES: dict[str, str] = {
     "stop_token_ids": "Token ids that end the answer, up to 256.",
     "stream": "Server-sent events instead of one answer.",
     "stream_options": "Needs stream=true.",
+    "timeout": f"Seconds, up to {MAX_TIMEOUT}: not done by then it ends, 504. The same as x-request-timeout.",
     "tokens": "Token ids.",
     "tool_choice": "Whether one of them may or must be called, and which.",
     "tools": "Functions that the model may call.",

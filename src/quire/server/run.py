@@ -19,6 +19,7 @@ from quire.checkpoint import read_facts, resolve
 from quire.config import EngineConfig, ServerConfig
 from quire.errors import EngineDeadError
 from quire.server.banner import LoadingLine, banner
+from quire.server.keys import keys_of
 from quire.server.listen import listen_together, url_of
 
 if TYPE_CHECKING:
@@ -46,6 +47,13 @@ def run(engine_config: EngineConfig, server_config: ServerConfig) -> int:
     """
     started = time.monotonic()
     model = engine_config.model
+    keys_of(server_config)
+    if any(
+        (server_config.ssl_certfile, server_config.ssl_keyfile, server_config.ssl_ca_certs, server_config.ssl_cert_reqs)
+    ):
+        from quire.server.web import check_tls
+
+        check_tls(server_config)
     shares = server_config.reuse_port
     count = server_config.api_server_count
     socks = listen_together(server_config.host, server_config.port, count, with_others=shares)
@@ -100,12 +108,19 @@ class _Serving:
 
     async def _serve(self, client: Client) -> None:
         from quire.server.fleet import Fleet
-        from quire.server.serving import ApiServer
+        from quire.server.serving import ApiServer, admission_cells
         from quire.server.supervisor import Supervisor
 
         metrics = self._make_metrics(client)
         fleet = Fleet(self._engine_config, self._config, client.folder, self._socks[1:])
-        api = ApiServer(self._engine_config, self._config, client, metrics, self._socks[0])
+        waiting = admission_cells(client.folder, 0, len(self._socks))
+        api = ApiServer(self._engine_config, self._config, client, metrics, self._socks[0], 0, waiting)
+
+        def reload_keys() -> None:
+            api.reload_keys()
+            fleet.tell("keys")
+
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload_keys)
         supervisor = Supervisor(client, self._config.max_restarts, fleet.tell)
         serving: asyncio.Task[None] = asyncio.create_task(_forever())
         if not self._config.reuse_port:  # else the port is another server's until the model is loaded
@@ -177,8 +192,8 @@ class _Serving:
         text = banner(
             client.ready,
             names=self._names,
-            url=url_of(self._socks[0]),
-            keys=len(self._config.api_key),
+            url=url_of(self._socks[0], "https" if self._config.ssl_certfile else "http"),
+            keys=len(keys_of(self._config)),
             open_host=not self._socks[0].getsockname()[0].startswith(("127.", "::1")),
             max_body_bytes=MAX_BODY_BYTES,
             max_choices=MAX_CHOICES,

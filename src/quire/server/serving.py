@@ -6,28 +6,32 @@ start ─► 503 to all ─► load ─► begin ─► 200 ─► stop: what ru
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
+import logging
 import socket
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
-
-import uvicorn
 
 from quire.checkpoint import read_facts, resolve
 from quire.config import EngineConfig, ServerConfig
+from quire.errors import ConfigError
 from quire.frontend.service import TextService
 from quire.frontend.text_side import load_text_side
+from quire.observability.cells import Cells, SharedCells
 from quire.observability.metrics import Metrics
+from quire.server.admission import NUM_CELLS, Admission, Bounds
 from quire.server.app import OPERATION_ROUTES, Application
-from quire.server.auth import Gate
-from quire.server.limits import GuardedProtocol
+from quire.server.auth import Gate, hosts_of
+from quire.server.keys import Key, keys_of
 from quire.server.state import ServerState
+from quire.server.web import make_room, web_server
 
 if TYPE_CHECKING:
     from quire.frontend.client import Client
 
+log = logging.getLogger("quire.server")
 HAND_OVER_SECONDS = 0.5
 _SEED_STEP = 1 << 32
 """Between the seeds of two processes: requests that bring none must not get the same ones."""
@@ -42,6 +46,7 @@ class ApiServer:
         metrics: fed by the requests of this process.
         sock: where requests arrive.
         index: which of the API processes this is.
+        cells: where all of them count who waits; None where there is one.
     """
 
     def __init__(
@@ -52,6 +57,7 @@ class ApiServer:
         metrics: Metrics,
         sock: socket.socket,
         index: int = 0,
+        cells: Cells | None = None,
     ) -> None:
         self._engine_config = engine_config
         self._config = server_config
@@ -63,21 +69,43 @@ class ApiServer:
             client,
             names,
             metrics,
+            Admission(_bounds(server_config), metrics.stats, cells),
             strict=server_config.strict,
             trust_request_chat_template=server_config.trust_request_chat_template,
         )
-        self._gate = Gate(server_config.api_key)
-        self._server = _web_server(Application(self.state, self._gate))
+        keys = keys_of(server_config)
+        hosts = hosts_of(server_config.allowed_hosts, server_config.host, closed=bool(keys))
+        self._gate = Gate((), hosts)
+        self._know(keys)
+        self._server = web_server(Application(self.state, self._gate), server_config)
         self._metrics: asyncio.Task[None] | None = None
         self._serving: asyncio.Task[None] | None = None
 
     def start(self, metrics_sock: socket.socket | None = None) -> asyncio.Task[None]:
         """Take connections from now on; on a further socket those that want /metrics only."""
+        make_room(self._config.max_connections)
         if metrics_sock is not None:
-            pages = _web_server(Application(self.state, self._gate, OPERATION_ROUTES))
+            pages = web_server(Application(self.state, self._gate, OPERATION_ROUTES), self._config)
             self._metrics = asyncio.create_task(pages.serve(sockets=[metrics_sock]))
         self._serving = asyncio.create_task(self._server.serve(sockets=[self._sock]))
         return self._serving
+
+    def reload_keys(self) -> None:
+        """Read the keys again; those that cannot be read leave the old ones in place."""
+        try:
+            keys = keys_of(self._config)
+        except ConfigError as error:
+            log.error("The API keys stay as they were: %s", error.message)
+            return
+        if self._gate.closed and not keys:
+            log.error("The API keys stay as they were: there would be none, and everybody could enter.")
+            return
+        self._know(keys)
+        log.warning("There are %d API keys now.", len(keys))
+
+    def _know(self, keys: tuple[Key, ...]) -> None:
+        self.state.admission.know(keys)
+        self._gate.change(keys)
 
     async def load(self) -> TextService:
         """Read the tokenizer while the engine loads."""
@@ -139,18 +167,18 @@ class ApiServer:
         await asyncio.sleep(HAND_OVER_SECONDS)
 
 
-def _web_server(app: Application) -> uvicorn.Server:
-    config = uvicorn.Config(
-        app,
-        http=GuardedProtocol,
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,  # nobody asks for the client's address
-        timeout_keep_alive=75,
-    )
-    server = uvicorn.Server(config)
-    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
-    return server
+def _bounds(config: ServerConfig) -> Bounds:
+    return Bounds(config.max_num_queued_reqs, config.max_num_queued_tokens, config.max_queue_time)
+
+
+ADMISSION_FILE = "admission"
+"""In the private folder: who waits, of all processes."""
+
+
+def admission_cells(folder: Path, index: int, num_processes: int) -> Cells | None:
+    """Where API processes count together; process 0 makes the file. None for one that is alone."""
+    if num_processes == 1:
+        return None
+    if index == 0:
+        SharedCells.create(folder / ADMISSION_FILE, num_processes, NUM_CELLS)
+    return SharedCells(folder / ADMISSION_FILE, index, num_processes, NUM_CELLS)

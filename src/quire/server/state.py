@@ -10,6 +10,7 @@ from quire.errors import EngineDeadError, NotFoundError, UnavailableError
 from quire.frontend.service import EngineClient, TextService
 from quire.frontend.validate import REQUEST_ID
 from quire.observability.metrics import Metrics
+from quire.server.admission import Admission
 from quire.server.asgi import Scope, header
 from quire.version import __version__
 
@@ -21,6 +22,7 @@ class ServerState:
         client: the engine.
         names: under which the model is served; the first is the one in answers.
         metrics: what /metrics shows.
+        admission: who may wait for the engine; default: whoever comes.
         strict: refuse requests with fields that have no effect.
         trust_request_chat_template: whether a request may bring a chat template of its own.
     """
@@ -30,6 +32,7 @@ class ServerState:
         client: EngineClient,
         names: tuple[str, ...],
         metrics: Metrics,
+        admission: Admission | None = None,
         *,
         strict: bool = False,
         trust_request_chat_template: bool = False,
@@ -37,6 +40,8 @@ class ServerState:
         self.client = client
         self.names = names
         self.metrics = metrics
+        self.admission = admission or Admission()
+        metrics.usage_of_keys = self.admission.rates.usage
         self.strict = strict
         self.trust_request_chat_template = trust_request_chat_template
         self.created = int(time.time())
@@ -48,6 +53,8 @@ class ServerState:
         """The model is loaded; take requests from now on."""
         facts = repr((self.names, self.client.ready)).encode()
         self.fingerprint = f"quire-{__version__}-{hashlib.sha256(facts).hexdigest()[:8]}"
+        if self.client.ready is not None:
+            self.admission.serve(self.client.ready)
         self.service = service
 
     def require_service(self) -> TextService:

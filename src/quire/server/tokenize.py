@@ -25,7 +25,7 @@ class Tokenize:
         request, warnings = decode(await read_json_body(scope, receive), TokenizeRequest, strict=self._state.strict)
         self._state.check_model(request.model)
         text, special = await _text(request, service)
-        ids = await service.encode_async(text, add_special_tokens=special)
+        ids = await service.encode_any_async(text, add_special_tokens=special)
         texts = [service.tokenizer.token_text(i) for i in ids] if request.return_token_strs else None
         body: dict[str, Any] = {"count": len(ids), "max_model_len": service.max_model_len, "tokens": ids}
         await answer(send, encode({**body, "token_strs": texts}), headers=warnings_header(warnings))

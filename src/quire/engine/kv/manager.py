@@ -57,8 +57,7 @@ class KVManager:
 
         There must be room for all tokens it has, not only for this chunk: else half-run prompts evict each other.
         """
-        hits_from_free = sum(self.pool.is_free(block) for block in prefix)
-        request.needs_free = self.blocks_for(request.known) - len(prefix) + hits_from_free
+        request.needs_free = self._lacking(request, prefix)
         if request.needs_free > self.pool.num_free:
             return False
         for block in prefix:
@@ -70,6 +69,15 @@ class KVManager:
         self.num_queries += request.known
         self.num_hits += request.num_cached
         return True
+
+    def look_ahead(self, request: Request) -> None:
+        """Set `needs_free` of a request that was not tried yet."""
+        if not request.needs_free:
+            request.needs_free = self._lacking(request, self.match(request))
+
+    def _lacking(self, request: Request, prefix: list[int]) -> int:
+        """Free blocks that all its tokens ask for, of which a cached prefix may take some."""
+        return self.blocks_for(request.known) - len(prefix) + sum(self.pool.is_free(block) for block in prefix)
 
     def grow(self, request: Request, num_tokens: int) -> list[int] | None:
         """Make room for `num_tokens` in all; the new blocks, or None, and nothing taken, if the pool is short."""

@@ -1,4 +1,4 @@
-"""The order of waiting requests: a policy is a sort key, the queue is a heap.
+"""The order of waiting requests: a policy is a sort key, the queue is a heap for each tenant.
 
 A preempted request keeps its key, so it returns to its old place in line under every policy.
 """
@@ -9,6 +9,7 @@ import heapq
 from collections.abc import Callable, Iterator
 
 from quire.engine.scheduler.request import Request
+from quire.engine.scheduler.tenants import Tenants
 
 Key = tuple[int, int]
 Policy = Callable[[Request], Key]
@@ -31,15 +32,18 @@ _NOBODY = (None, 0)
 
 
 class WaitingQueue:
-    """Waiting requests, best first. Push costs O(log n), removal O(1): its place in the heap is swept later.
+    """Waiting requests, best first: a heap per tenant, and the tenant whose turn it is.
+
+    Push costs O(log n), removal O(1): its place in the heap is swept later. Peek costs O(tenants that wait).
 
     Attributes:
         num_tokens: that the waiting requests had when they came.
     """
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, tenants: Tenants) -> None:
         self._policy = policy
-        self._heap: list[tuple[Key, int, Request]] = []
+        self._tenants = tenants
+        self._heaps: dict[str, list[tuple[Key, int, Request]]] = {}
         self._members: dict[int, tuple[Request, int]] = {}
         self.num_tokens = 0
 
@@ -53,20 +57,35 @@ class WaitingQueue:
         """Put a request in line."""
         self._members[request.id] = (request, request.known)
         self.num_tokens += request.known
-        heapq.heappush(self._heap, (self._policy(request), request.id, request))
+        heapq.heappush(self._heaps.setdefault(request.tenant, []), (self._policy(request), request.id, request))
 
     def peek(self) -> Request | None:
         """The next in line, left there."""
-        while self._heap:
-            request = self._heap[0][2]
-            if self._members.get(request.id, _NOBODY)[0] is request:
-                return request
-            heapq.heappop(self._heap)
-        return None
+        if len(self._heaps) == 1:
+            return self._first(*self._heaps)
+        firsts = [first for tenant in list(self._heaps) if (first := self._first(tenant)) is not None]
+        return min(firsts, key=self.turn, default=None)
+
+    def turn(self, request: Request) -> tuple[int, tuple[int, int], int]:
+        """Smaller is earlier: the policy's class, then whose turn it is, then arrival."""
+        kind, seq = self._policy(request)
+        return kind, self._tenants.rank(request.tenant), seq
 
     def remove(self, request: Request) -> None:
         """Take a request out of line, wherever it stands."""
         self.num_tokens -= self._members.pop(request.id)[1]
-        if len(self._heap) > 64 and len(self._heap) > 2 * len(self._members):
-            self._heap = [item for item in self._heap if item[1] in self._members]
-            heapq.heapify(self._heap)
+        heap = self._heaps[request.tenant]
+        if len(heap) > 64 and len(heap) > 2 * len(self._members):
+            self._heaps[request.tenant] = heap = [item for item in heap if item[1] in self._members]
+            heapq.heapify(heap)
+
+    def _first(self, tenant: str) -> Request | None:
+        """The best of one tenant's; a heap in which nobody waits is dropped."""
+        heap = self._heaps[tenant]
+        while heap:
+            request = heap[0][2]
+            if self._members.get(request.id, _NOBODY)[0] is request:
+                return request
+            heapq.heappop(heap)
+        del self._heaps[tenant]
+        return None

@@ -31,6 +31,8 @@ class Request:
         needs_free: free blocks that the last failed admission asked for; no use trying with fewer.
         group: of requests with the same prompt; -1 is none.
         stale: the device may not have the row as it is here; it is written anew.
+        tenant: who asks; the scheduler shares the device out between tenants.
+        start_by: on the scheduler's clock; not begun by then it ends. 0 is never.
         num_scored: prompt tokens whose log-probability was given out, where they are asked for; the first has none.
     """
 
@@ -58,9 +60,11 @@ class Request:
         "row",
         "seq",
         "stale",
+        "start_by",
         "started",
         "state",
         "stop_token_ids",
+        "tenant",
         "tokens",
         "void_epoch",
     )
@@ -71,6 +75,8 @@ class Request:
         self.priority = message.priority
         self.cache_salt = message.cache_salt
         self.group = message.group
+        self.tenant = message.tenant
+        self.start_by = message.start_by
         self.stop_token_ids = frozenset(message.stop_token_ids)
         self.tokens: array[int] = unpack_ids(message.prompt)
         self.num_prompt = len(self.tokens)

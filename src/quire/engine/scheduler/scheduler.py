@@ -2,6 +2,7 @@
 
 `plan` hands out one token budget: first to running requests in their order, then to waiting ones in the policy's
 order. There are no phases: a decode wants 1 token, a prompt wants many and may get a part, a prefix hit wants less.
+Where several tenants share the engine the one that was served least goes first (`tenants.py`).
 `commit` takes in what the device sampled. Between the two, `num_computed` is already advanced and `num_pending`
 counts what is on its way, so the next step is planned without waiting for the device.
 """
@@ -11,14 +12,16 @@ from __future__ import annotations
 import logging
 import time
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from quire.engine.kv.manager import KVManager
+from quire.engine.scheduler.deadlines import Deadlines
 from quire.engine.scheduler.limits import Limit
 from quire.engine.scheduler.policy import Policy, WaitingQueue, fcfs
 from quire.engine.scheduler.request import NO_ROW, Request
 from quire.engine.scheduler.siblings import Siblings
+from quire.engine.scheduler.tenants import Tenants
 from quire.messages import (
     AddRequest,
     EngineStats,
@@ -64,7 +67,7 @@ class Scheduler:
         policy: order of waiting requests.
         limits: further bounds; empty by default.
         chunked_prefill: whether a prompt may run in parts.
-        clock: seconds, for queue times.
+        clock: monotonic seconds, for queue times and deadlines.
     """
 
     def __init__(
@@ -87,7 +90,9 @@ class Scheduler:
         self.chunked_prefill = chunked_prefill
         self._clock = clock
         self._requests: dict[int, Request] = {}
-        self._waiting = WaitingQueue(policy)
+        self._deadlines = Deadlines(self._requests)
+        self._tenants = Tenants()
+        self._waiting = WaitingQueue(policy, self._tenants)
         self._siblings = Siblings(kv.block_size)
         self._running: list[Request] = []
         self._free_rows = list(range(max_num_seqs - 1, -1, -1))
@@ -108,6 +113,8 @@ class Scheduler:
         request = Request(message, seq=self._num_arrived, max_model_len=self._max_model_len, arrival=self._clock())
         self._num_arrived += 1
         self._requests[request.id] = request
+        self._tenants.come(request.tenant)
+        self._deadlines.add(request)
         if request.num_prompt >= self._max_model_len:
             self._finish(
                 request, "error", f"{request.num_prompt} prompt tokens, the limit is {self._max_model_len - 1}"
@@ -164,14 +171,17 @@ class Scheduler:
 
     def plan(self) -> Step | None:
         """The next step, or None if no request can run. Costs O(rows in the step)."""
+        for request in self._deadlines.due(self._clock()):
+            self._finish(request, "abort", "The request waited too long to be begun.", late=True)
         plan = StepPlan(self._num_steps, [], [], [], [], [], [], [])
         shares: list[Share] = []
         backlog = self._backlog() if self._limits else 0
         for limit in self._limits:
             limit.begin(backlog)
-        budget, preempted = self._plan_running(plan, shares, self._budget)
-        if not preempted:
-            self._plan_waiting(plan, shares, budget)
+        if not (self._tenants.several and self._plan_fairly(plan, shares)):
+            budget, preempted = self._plan_running(plan, shares, self._budget)
+            if not preempted:
+                self._plan_waiting(plan, shares, budget)
         if not shares:
             return None
         self._num_steps += 1
@@ -239,7 +249,14 @@ class Scheduler:
             prefix_hits=self._kv.num_hits,
             num_steps=self._num_steps,
             num_step_tokens=self._num_step_tokens,
+            full=self._is_full,
         )
+
+    @property
+    def _is_full(self) -> bool:
+        """Whether the next in line waits for a row or for blocks."""
+        head = self._waiting.peek()
+        return head is not None and (not self._free_rows or head.needs_free > self._kv.pool.num_free)
 
     def check_integrity(self) -> None:
         """Raise RuntimeError unless every block, row and request is accounted for."""
@@ -269,8 +286,87 @@ class Scheduler:
             tokens += self._waiting.num_tokens * min(len(self._free_rows), len(self._waiting)) // len(self._waiting)
         return tokens
 
-    def _plan_running(self, plan: StepPlan, shares: list[Share], budget: int) -> tuple[int, bool]:
+    def _plan_fairly(self, plan: StepPlan, shares: list[Share]) -> bool:
+        """Serve those who generate, then prompts, the tenant's first that was served least.
+
+        Blocks that a prompt lacks here are taken from nobody. So if nothing at all could run the usual order must.
+
+        Returns whether anything runs.
+        """
+        self._make_room()
+        budget, preempted = self._plan_running(plan, shares, self._budget, prompts=False)
+        if preempted:
+            return True
+        turn = self._waiting.turn
+        reading = [request for request in self._running if request.want > 1]
+        admitting = True
+        while budget > 0:
+            request = min(reading, key=turn, default=None)
+            head = self._waiting.peek() if admitting else None
+            if head is not None and (request is None or turn(head) < turn(request)):
+                num_shares = len(shares)
+                self._plan_waiting(plan, shares, budget, most=1)
+                admitting = len(shares) > num_shares
+                budget -= plan.counts[-1] if admitting else 0
+                continue
+            if request is None:
+                break
+            reading.remove(request)
+            count = self._allowed(request, budget)
+            if count > 0 and self._grow(request, count, plan):
+                self._run(request, count, plan, shares)
+                budget -= count
+        return bool(shares)
+
+    def _make_room(self) -> None:
+        """If the next in line lacks a row or blocks within its tenant's share, whoever has more than his gives some."""
+        while (head := self._waiting.peek()) is not None and not head.num_pending:
+            self._kv.look_ahead(head)
+            growing = sum(
+                request.num_computed == len(request.blocks) * self._kv.block_size for request in self._running
+            )
+            short = head.needs_free + growing - self._kv.pool.num_free
+            if not self._free_rows:
+                payer = self._tenants.pays_a_row(head.tenant, self._max_num_seqs)
+            elif short > 0:
+                total = self._kv.pool.num_usable
+                payer = self._tenants.pays_blocks(total, self._running, head.tenant, head.needs_free)
+            else:
+                return
+            if payer is None:
+                return
+            self._preempt(self._last_of(payer, self._running))
+
+    @staticmethod
+    def _last_of(tenant: str, requests: Sequence[Request]) -> Request:
+        return next(request for request in reversed(requests) if request.tenant == tenant)
+
+    def _victim(self, request: Request, rest: Sequence[Request]) -> Request:
+        """Who pays for the blocks that a running request lacks: somebody from the rest of the line, mostly the last.
+
+        Where tenants share the blocks, the last of the one that is above its share, if this one's is not.
+        """
+        if self._tenants.several:
+            payer = self._tenants.pays_blocks(self._kv.pool.num_usable, self._running, request.tenant, 1)
+            if payer is not None and any(other.tenant == payer for other in rest[1:]):
+                return self._last_of(payer, rest)
+        return rest[-1]
+
+    def _grow(self, request: Request, count: int, plan: StepPlan) -> bool:
+        """Give a running request the blocks for so many more tokens, if there are as many."""
+        blocks = self._kv.grow(request, request.num_computed + count)
+        if blocks is not None and request.stale:
+            self._tell_row(request, plan)
+        elif blocks:
+            plan.new_blocks.append(NewBlocks(request.row, len(request.blocks) - len(blocks), blocks))
+        return blocks is not None
+
+    def _plan_running(
+        self, plan: StepPlan, shares: list[Share], budget: int, *, prompts: bool = True
+    ) -> tuple[int, bool]:
         """Serve running requests, best first. When blocks run out the last in line pays; it has no share yet.
+
+        prompts: also those that have more than one token to run.
 
         Returns the budget that is left, and whether any request was preempted.
         """
@@ -279,17 +375,12 @@ class Scheduler:
         while index < len(self._running) and budget > 0:
             request = self._running[index]
             try:
-                count = self._allowed(request, budget)
+                count = self._allowed(request, budget) if prompts or request.want <= 1 else 0
                 if count > 0:
-                    blocks = self._kv.grow(request, request.num_computed + count)
-                    if blocks is None:
-                        self._preempt(self._running[-1])
+                    if not self._grow(request, count, plan):
+                        self._preempt(self._victim(request, self._running[index:]))
                         preempted = True
                         continue
-                    if request.stale:
-                        self._tell_row(request, plan)
-                    elif blocks:
-                        plan.new_blocks.append(NewBlocks(request.row, len(request.blocks) - len(blocks), blocks))
                     self._run(request, count, plan, shares)
                     budget -= count
             except Exception as error:  # noqa: BLE001 - it ends this request, and nobody else
@@ -298,9 +389,10 @@ class Scheduler:
                 index += 1
         return budget, preempted
 
-    def _plan_waiting(self, plan: StepPlan, shares: list[Share], budget: int) -> None:
-        """Admit waiting requests, best first, until one does not fit: nobody overtakes."""
-        while budget > 0 and self._free_rows:
+    def _plan_waiting(self, plan: StepPlan, shares: list[Share], budget: int, most: int | None = None) -> None:
+        """Admit waiting requests, best first and at most so many, until one does not fit: nobody overtakes."""
+        last = None if most is None else len(shares) + most
+        while budget > 0 and self._free_rows and len(shares) != last:
             request = self._waiting.peek()
             if request is None or request.num_pending or request.needs_free > self._kv.pool.num_free:
                 return
@@ -326,6 +418,7 @@ class Scheduler:
         insort(self._running, request, key=self._policy)
         request.state = "running"
         request.row = self._free_rows.pop()
+        self._tenants.take_row(request.tenant)
         if request.started is None:
             request.started = self._clock()
         self._tell_row(request, plan)
@@ -372,6 +465,7 @@ class Scheduler:
         samples = end == request.known + request.num_pending
         request.num_computed = end
         request.num_pending += samples
+        self._tenants.run(request.tenant, count)
         for limit in self._limits:
             limit.take(request, count)
         if samples:
@@ -402,6 +496,7 @@ class Scheduler:
         del self._running[bisect_left(self._running, self._policy(request), key=self._policy)]
         self._kv.release(request)
         self._free_rows.append(request.row)
+        self._tenants.give_row(request.tenant)
         request.row = NO_ROW
         request.num_computed = 0
         for limit in self._limits:
@@ -442,6 +537,7 @@ class Scheduler:
         reason: FinishReason | None,
         error: str | None = None,
         param: str | None = None,
+        late: bool = False,
     ) -> None:
         first = request.num_output == len(token_ids)
         self._outbox.append(
@@ -454,14 +550,20 @@ class Scheduler:
                 queued_s=request.started - request.arrival if first and request.started is not None else 0.0,
                 error=error,
                 param=param,
+                late=late,
             )
         )
 
     def _finish(
-        self, request: Request, reason: FinishReason, error: str | None = None, param: str | None = None
+        self,
+        request: Request,
+        reason: FinishReason,
+        error: str | None = None,
+        param: str | None = None,
+        late: bool = False,
     ) -> None:
         """End a request from outside of a step."""
-        self._emit(request, [], None, reason, error, param)
+        self._emit(request, [], None, reason, error, param, late)
         self._retire(request, reason)
 
     def _retire(self, request: Request, reason: FinishReason) -> None:
@@ -473,6 +575,7 @@ class Scheduler:
         request.state = "finished"
         request.finish_reason = reason
         del self._requests[request.id]
+        self._tenants.go(request.tenant)
         self._num_finished += 1
         for sibling in self._siblings.left(request):
             self._enqueue(sibling)
