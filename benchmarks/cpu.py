@@ -1,12 +1,13 @@
 """Quire on a CPU beside its peers, in one run: offline, one stream, a streaming server, start, how steps grow.
 
     pip install '.[test,bench]'
-    python benchmarks/cpu.py [--vllm PYTHON] [--llama PYTHON] [--out benchmarks/results/cpu]
+    python benchmarks/cpu.py [--vllm PYTHON] [--llama PYTHON] [--only steps,offline,stream,servers] [--out FOLDER]
 
 Every engine loads the same random checkpoints, which transformers wrote (`cpu_parts/models.py`); each runs in a process
 of its own, one after the other, with the same greedy requests and end tokens ignored. `--vllm` and `--llama` name the
 Python of an environment that holds vLLM's CPU build, and llama-cpp-python with the gguf package; without them those
-rows are left out. A machine that does something else at the same time gives no figures: the load is printed with them.
+rows are left out. The parts can run one at a time: what was measured is kept in OUT/parts.json, and the page is made of
+all that is there. A machine that does something else at the same time gives no figures: the load is printed with them.
 """
 
 from __future__ import annotations
@@ -21,14 +22,22 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 PARTS = Path(__file__).parent / "cpu_parts"
 SMALL, LARGE = "llama-125m", "qwen3-600m"
 MANY, MANY_LEN, ONE_LEN, PROMPT_LEN, CONCURRENCY = 64, 64, 128, 128, 16
-Row = tuple[str, ...]
+INT8 = ("--quantization", "int8")
+Row = Sequence[str]
+
+
+class Work(NamedTuple):
+    """Files of requests: all of them; one alone."""
+
+    many: Path
+    alone: Path
 
 
 def run(python: str, script: str, *arguments: object, env: dict[str, str] | None = None) -> dict[str, Any]:
@@ -101,7 +110,7 @@ def offline_rows(args: argparse.Namespace, model: Path, work: Path) -> list[Row]
             sys.executable, "quire_offline.py", model, work, args.rounds, "cpu_kernels=torch"
         ),
         "quire, int8": run(sys.executable, "quire_offline.py", model, work, args.rounds, "quantization=int8"),
-        "transformers": run(sys.executable, "transformers_offline.py", model, work, args.rounds),
+        "transformers": run(sys.executable, "transformers_offline.py", model, work, min(2, args.rounds)),
     }
     if args.vllm:
         env = vllm_environment()
@@ -145,7 +154,7 @@ def step_rows(steps: dict[str, dict[str, Any]], models: Path) -> list[Row]:
 
 def table(head: Row, rows: list[Row]) -> str:
     """Markdown."""
-    lines = [head, tuple("---" for _ in head), *rows]
+    lines = [head, ["---" for _ in head], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
@@ -173,42 +182,75 @@ def draw(steps: dict[str, dict[str, Any]], out: Path) -> None:
         figure.savefig(out / f"{name}.png", dpi=120)
 
 
-def report(args: argparse.Namespace, models: Path) -> str:
-    """Run everything; the page."""
-    work = models / "prompts.json"
+def steps_part(args: argparse.Namespace, models: Path, work: Work) -> dict[str, Any]:
+    """Steps of the worker alone, and what the machine can do."""
+    few = ("--batches", "1,2,4,8,16,32,64")
+    cases = ((SMALL, ()), (f"{SMALL}, int8", INT8), (LARGE, few), (f"{LARGE}, int8", (*INT8, *few)))
+    from quire.launch.start import ENVIRONMENT  # what a worker's process gets
+
+    def steps(name: str, flags: tuple[str, ...]) -> dict[str, Any]:
+        return run(sys.executable, "steps.py", models / name.split(",")[0], *flags, env=ENVIRONMENT)
+
+    return {name: steps(name, flags) for name, flags in cases}
+
+
+PARTS_RUN = {
+    "steps": steps_part,
+    "offline": lambda args, models, work: offline_rows(args, models / SMALL, work.many),
+    "stream": lambda args, models, work: one_stream_rows(args, models / LARGE, work.alone),
+    "servers": lambda args, models, work: serve_rows(args, models / SMALL, work.many),
+}
+
+
+def measure(args: argparse.Namespace, models: Path) -> dict[str, Any]:
+    """Run the wanted parts; these and what was kept of others."""
+    work = write_work(models)
+    kept_path = args.out / "parts.json"
+    kept: dict[str, Any] = json.loads(kept_path.read_text()) if kept_path.exists() else {}
+    for name in args.only:
+        before = os.getloadavg()[0]
+        found = PARTS_RUN[name](args, models, work)
+        when = time.strftime("%Y-%m-%d %H:%M", time.gmtime())
+        kept[name] = {
+            "found": found,
+            "load": f"{name}: {when} UTC, load {before:.1f} before, {os.getloadavg()[0]:.1f} after",
+        }
+        kept_path.write_text(json.dumps(kept, indent=1))
+    return kept
+
+
+def write_work(models: Path) -> Work:
+    """The requests, in files that every engine's script reads."""
     sys.path.append(str(PARTS))
     from models import prompts
 
     threads = len(os.sched_getaffinity(0))
     sizes = {"many": prompts(MANY, PROMPT_LEN), "many_len": MANY_LEN, "one_len": ONE_LEN, "threads": threads}
-    work.write_text(json.dumps(sizes))
-    alone = models / "prompt.json"
-    alone.write_text(json.dumps({**sizes, "many": sizes["many"][:1], "many_len": 8}))
-    before = os.getloadavg()[0]
-    steps = {
-        name: run(sys.executable, "steps.py", models / name.split(",")[0], *flags)
-        for name, flags in (
-            (SMALL, ()),
-            (f"{SMALL}, int8", ("--quantization", "int8")),
-            (LARGE, ("--batches", "1,2,4,8,16,32,64")),
-            (f"{LARGE}, int8", ("--quantization", "int8", "--batches", "1,2,4,8,16,32,64")),
-        )
-    }
+    work = Work(models / "prompts.json", models / "prompt.json")
+    work.many.write_text(json.dumps(sizes))
+    work.alone.write_text(json.dumps({**sizes, "many": sizes["many"][:1], "many_len": 8}))
+    return work
+
+
+def report(args: argparse.Namespace, kept: dict[str, Any], models: Path) -> str:
+    """The page and the plots."""
+    missing = [name for name in PARTS_RUN if name not in kept]
+    if missing:
+        return f"Nothing is written until these parts have run too: {', '.join(missing)}."
+    found = {name: part["found"] for name, part in kept.items()}
+    steps = found["steps"]
     machine = {key: max(s["machine"][key] for s in steps.values()) for key in ("read_gb_s", "bf16_gflop_s")}
     for result in steps.values():
         result["machine"] = machine
-    offline = offline_rows(args, models / SMALL, work)
-    larger = one_stream_rows(args, models / LARGE, alone)
-    servers = serve_rows(args, models / SMALL, work)
     draw(steps, args.out)
-    (args.out / "steps.json").write_text(json.dumps(steps, indent=1))
-    return PAGE.format(
+    threads = len(os.sched_getaffinity(0))
+    page = PAGE.format(
         machine=f"{_processor()}, {threads} cores; reads {machine['read_gb_s']:.1f} GB/s, bf16 products"
         f" {machine['bf16_gflop_s']:,.0f} GFLOP/s (oneDNN's best). {next(iter(steps.values()))['device']}.",
-        load=f"Load of the machine before the run {before:.1f}, after it {os.getloadavg()[0]:.1f}.",
-        offline=table(("engine", "64 prompts, total tok/s", "one stream, output tok/s"), offline),
-        larger=table(("engine", "one stream, output tok/s"), larger),
-        servers=table(("server", "exec to ready, s", "output tok/s", "TTFT p50, ms", "TPOT p50, ms"), servers),
+        load="; ".join(kept[name]["load"] for name in PARTS_RUN),
+        offline=table(("engine", "64 prompts, total tok/s", "one stream, output tok/s"), found["offline"]),
+        larger=table(("engine", "one stream, output tok/s"), found["stream"]),
+        servers=table(("server", "exec to ready, s", "output tok/s", "TTFT p50, ms", "TPOT p50, ms"), found["servers"]),
         steps=table(
             ("worker", "weights read, MB", "decode tok/s", "floor", "share of bandwidth", "best prompt tok/s"),
             step_rows(steps, models),
@@ -216,12 +258,14 @@ def report(args: argparse.Namespace, models: Path) -> str:
         python=platform.python_version(),
         rounds=args.rounds,
     )
+    (args.out / "README.md").write_text(page)
+    return page
 
 
 PAGE = """# On a CPU
 
 {machine}
-{load} Best of {rounds} rounds, each engine in its own process, one after the other; Python {python}.
+Parts: {load}. Best of {rounds} rounds, each engine in its own process, one after the other; Python {python}.
 
 ## 125 M Llama shape, bf16: 64 prompts of 128 tokens with 64 new ones; one stream of 128 with 128
 
@@ -252,6 +296,13 @@ def _processor() -> str:
     return platform.processor()
 
 
+def _parts(text: str) -> tuple[str, ...]:
+    unknown = set(text.split(",")) - set(PARTS_RUN)
+    if unknown:
+        raise argparse.ArgumentTypeError(f"{sorted(unknown)[0]!r}: use {', '.join(PARTS_RUN)}")
+    return tuple(text.split(","))
+
+
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser()
@@ -259,6 +310,7 @@ def main() -> None:
     parser.add_argument("--llama", help="the Python of an environment with llama-cpp-python and gguf")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "cpu")
     parser.add_argument("--models", type=Path, help="where the checkpoints are kept; default: a folder for this run")
+    parser.add_argument("--only", type=_parts, default=tuple(PARTS_RUN), help="some parts, by commas")
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--port", type=int, default=8231)
     args = parser.parse_args()
@@ -267,9 +319,7 @@ def main() -> None:
         models = args.models or Path(folder)
         models.mkdir(parents=True, exist_ok=True)
         subprocess.run([sys.executable, "-W", "ignore", str(PARTS / "models.py"), str(models)], check=True)
-        page = report(args, models)
-    print(page)
-    (args.out / "README.md").write_text(page)
+        print(report(args, measure(args, models), models))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 """Without a GPU Triton's kernels run in its interpreter. That is chosen before triton is imported, which transformers
-does too: so here, before any test is."""
+does too: so here, before any test is. Tests marked `native` are skipped where the C++ kernels cannot be built."""
 
 import os
 
@@ -8,6 +8,8 @@ import torch
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+
+from quire.worker.kernels import native_build
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -18,3 +20,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if long:
         items[:] = [item for item in items if item not in long]
         config.hook.pytest_deselected(items=long)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs a compiler on a machine without one; a compiler that fails is an error, not a reason."""
+    if item.get_closest_marker("native") and native_build.find_compiler() is None:
+        pytest.skip("no C++ compiler here")

@@ -23,7 +23,7 @@ from quire.params import SamplingParams
 class BrokenWorker:
     """A device that is lost at its first forward."""
 
-    def settle(self, error: Exception) -> str:
+    def judge(self, error: Exception) -> str:
         return "device"
 
     def forward(self, plan: object) -> None:
@@ -60,6 +60,7 @@ def run_beside_device(wire: ScriptedWire) -> None:
 
 def test_a_device_error_ends_the_process_and_nothing_hangs() -> None:
     wire = ScriptedWire(AddRequest(0, pack_ids([1, 2]), SamplingParams()))
+    wire._batches.insert(1, [])  # a turn more, in which the results are fetched
     with pytest.raises(BrokenEngine, match="the device is gone"):
         run_beside_device(wire)
     assert not [t for t in threading.enumerate() if t.name == "quire-engine"]

@@ -34,9 +34,14 @@ def test_defaults() -> None:
         ("output_kind", 3), ("output_kind", "ALL"), ("output_kind", None), ("skip_reading_prefix_cache", 1),
         ("spaces_between_special_tokens", None), ("skip_clone", "no"), ("stop", 5), ("stop_token_ids", 5),
         ("stop_token_ids", "12"), ("bad_words", "word"), ("bad_words_token_ids", {}), ("extra_args", {"a": 1}),
-        ("flat_logprobs", True), ("logprob_token_ids", [1]), ("prompt_logprob_start", 5), ("stream_interval", 3),
-        ("prompt_logprob_token_ids", [1]), ("repetition_detection", {}), ("thinking_token_budget", 0),
-        ("trace_decode_token_ids", True),
+        ("flat_logprobs", 1), ("logprob_token_ids", [-1]), ("logprob_token_ids", list(range(129))),
+        ("logprob_token_ids", "12"), ("prompt_logprob_start", 5), ("stream_interval", 0), ("stream_interval", True),
+        ("prompt_logprob_token_ids", [1]), ("thinking_token_budget", -2), ("thinking_token_budget", 1.5),
+        ("trace_decode_token_ids", True), ("repetition_detection", 5), ("repetition_detection", {"min": 1}),
+        ("repetition_detection", {"max_pattern_size": 4}), ("repetition_detection", {"max_pattern_size": -1}),
+        ("repetition_detection", {"max_pattern_size": 4, "min_count": 1}),
+        ("repetition_detection", {"max_pattern_size": 4, "min_pattern_size": 5, "min_count": 2}),
+        ("repetition_detection", {"max_pattern_size": 1025, "min_count": 2}),
     ],
 )  # fmt: skip
 def test_out_of_range_names_field_and_value(field: str, value: object) -> None:
@@ -93,8 +98,9 @@ def test_output_kinds() -> None:
 
 def test_neutral_values_of_what_is_not_offered() -> None:
     params = SamplingParams(
-        extra_args={}, flat_logprobs=False, thinking_token_budget=-1, stream_interval=1, logprob_token_ids=[]
-    )
+        extra_args={}, prompt_logprob_start=0, prompt_logprob_token_ids=[], trace_decode_token_ids=False,
+        flat_logprobs=False, thinking_token_budget=-1, logprob_token_ids=[], repetition_detection={},
+    )  # fmt: skip
     assert params == SamplingParams()
 
 

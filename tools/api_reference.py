@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from quire.frontend.aliases import REASONING, REQUEST_FIELDS
-from quire.frontend.fields import ELSEWHERE, HARMLESS, known_but_absent
+from quire.frontend.fields import ELSEWHERE, HARMLESS, INSTEAD, known_but_absent
 from quire.server.app import ROUTES
 from quire.server.limits import MAX_BODY_BYTES, MAX_HEADER_BYTES, MAX_HEADERS, READ_SECONDS
 from quire.server.openapi import schemas, summary
@@ -101,11 +101,11 @@ def other_names() -> Iterator[str]:
     yield "These would change the answer, so they are a 400 with code `unsupported_parameter`, not a warning. A value"
     yield "that asks for what happens anyway passes."
     yield ""
-    yield "| field | values that pass |"
-    yield "|---|---|"
+    yield "| field | values that pass | instead |"
+    yield "|---|---|---|"
     for name in sorted(set(ELSEWHERE) - known):
         passing = [json.dumps(v) for v in CANDIDATES if known_but_absent(name, v) == HARMLESS]
-        yield f"| `{name}` | {', '.join(f'`{value}`' for value in passing)} |"
+        yield f"| `{name}` | {', '.join(f'`{value}`' for value in passing)} | {INSTEAD.get(name, '')} |"
 
 
 def text() -> str:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 from quire.version import __version__
 
 if TYPE_CHECKING:
+    from quire.bounds import RepetitionDetectionParams
     from quire.errors import QuireError, RequestError
     from quire.llm import LLM
-    from quire.outputs import BeamSearchOutput, CompletionOutput, Logprob, RequestOutput
+    from quire.outputs import BeamSearchOutput, CompletionOutput, FlatLogprobs, Logprob, RequestOutput
     from quire.params import BeamSearchParams, RequestOutputKind, SamplingParams
     from quire.structured import StructuredOutputsParams
 
@@ -23,8 +24,10 @@ __all__ = [
     "BeamSearchOutput",
     "BeamSearchParams",
     "CompletionOutput",
+    "FlatLogprobs",
     "Logprob",
     "QuireError",
+    "RepetitionDetectionParams",
     "RequestError",
     "RequestOutput",
     "RequestOutputKind",
@@ -38,9 +41,11 @@ _HOMES = {
     "BeamSearchOutput": "quire.outputs",
     "BeamSearchParams": "quire.params",
     "CompletionOutput": "quire.outputs",
+    "FlatLogprobs": "quire.outputs",
     "Logprob": "quire.outputs",
     "RequestOutput": "quire.outputs",
     "QuireError": "quire.errors",
+    "RepetitionDetectionParams": "quire.bounds",
     "RequestError": "quire.errors",
     "RequestOutputKind": "quire.params",
     "SamplingParams": "quire.params",

@@ -118,6 +118,12 @@ def _explain(error: Exception, name: str, revision: str | None, offline: bool) -
 # what it says
 
 _REQUIRED: Any = object()
+POSITION_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
+"""What files call the number of positions."""
+POSITIONS = {"falcon": (2048,)}
+"""max_position_embeddings of families whose older files do not name it."""
+STRETCHED = ("gemma3_text",)
+"""Families that write the stretched length there, whatever their rope."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +179,15 @@ class Fields:
         if any(type(item) is not int or not low <= item <= high for item in found):
             self.fail(key, f"must be a whole number in {low}..{high}, or a list of them", value)
         return found
+
+    def numbers(self, key: str, *, low: float = 0.0, high: float = 1e30) -> tuple[float, ...]:
+        """A list of finite numbers."""
+        value = self._get(key, _REQUIRED)
+        if not isinstance(value, list | tuple) or any(type(item) not in (int, float) for item in value):
+            self.fail(key, "must be a list of numbers", value)
+        if not all(low <= item <= high for item in value):
+            self.fail(key, f"must have numbers in {low:g}..{high:g}", value)
+        return tuple(float(item) for item in value)
 
     def texts(self, key: str) -> tuple[str, ...]:
         """A list of strings; absent is none."""
@@ -255,7 +270,7 @@ def read_facts(folder: Path) -> ModelFacts:
         architectures=architectures,
         vocab_size=vocab_size,
         max_model_len=_max_model_len(config),
-        sliding_window=config.integer("sliding_window", None),
+        sliding_window=config.integer("sliding_window", None, low=0) or None,
         eos_token_ids=tuple(dict.fromkeys(eos)),
         bos_token_id=next(iter((*config.integers("bos_token_id"), *generation.integers("bos_token_id"))), None),
         dtype=dtype.removeprefix("torch.") if dtype else None,
@@ -264,13 +279,15 @@ def read_facts(folder: Path) -> ModelFacts:
     )
 
 
-def rope_fields(config: Fields) -> Fields:
+def rope_fields(config: Fields, layer_type: str | None = None) -> Fields:
     """The rotary embedding's settings under one name, whichever way the config writes them.
 
-    rope_parameters {rope_type, rope_theta, ...}              newer
+    rope_parameters {rope_type, rope_theta, ...}              newer; or one such object per type of layer
     rope_theta, rope_scaling {type or rope_type, factor, ...}  older
     """
     section = config.section("rope_parameters") or config.section("rope_scaling")
+    if section and layer_type is not None and section.has(layer_type):
+        section = section.section(layer_type)
     values = dict(section.values) if section else {}
     values.setdefault("rope_type", values.get("type") or "default")
     for key in ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings"):
@@ -285,10 +302,12 @@ def _max_model_len(config: Fields) -> int:
     Llama 3 and newer files write the stretched length; older linear and YaRN ones write that of the first training,
     and stretch it by `factor`.
     """
-    positions = config.integer("max_position_embeddings")
+    family = config.text("model_type", "")
+    named = next((key for key in POSITION_KEYS if config.values.get(key) is not None), POSITION_KEYS[0])
+    positions = config.integer(named, *POSITIONS.get(family, ()))
     rope = rope_fields(config)
     kind = rope.text("rope_type")
-    if kind not in ("linear", "dynamic", "yarn"):
+    if kind not in ("linear", "dynamic", "yarn") or family in STRETCHED:
         return positions
     factor = rope.number("factor", 1.0, low=1.0, high=65536)
     if kind != "yarn":

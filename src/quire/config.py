@@ -56,8 +56,12 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     enforce_eager: Annotated[bool, Meta(description="Never use CUDA graphs.")] = False
     trust_remote_code: Annotated[
         bool,
-        Meta(description="Accepted for vLLM's sake; Quire has its own model code and runs none from a checkpoint."),
+        Meta(description="Let transformers run model code that lies in the checkpoint; without it that is refused."),
     ] = False
+    model_impl: Annotated[
+        Literal["auto", "quire", "transformers"],
+        Meta(description="Whose model code; auto is Quire's, and transformers' for models that Quire has not."),
+    ] = "auto"
     max_logprobs: Annotated[
         int,
         Meta(ge=-1, description="Most log-probabilities per token that a request may ask for; -1: no limit."),
@@ -132,8 +136,9 @@ class StructuredOutputsConfig(msgspec.Struct, frozen=True, kw_only=True):
         int, Meta(ge=16, description="MiB of memory that one process with grammars may take.")
     ] = 256
     structured_outputs_workers: Annotated[
-        int, Meta(ge=1, le=256, description="Most processes with grammars; they start when they are needed.")
-    ] = 8
+        Annotated[int, Meta(ge=1, le=256)] | None,
+        Meta(description="Most processes with grammars, started when needed; default: half the cores, 1 to 8."),
+    ] = None
     structured_outputs_cache: Annotated[
         int, Meta(ge=0, description="Compiled grammars that are kept while nobody uses them.")
     ] = 128

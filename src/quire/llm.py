@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,15 +15,14 @@ from quire.errors import QuireError, RequestError
 from quire.frontend.client import Client
 from quire.frontend.parsers import plan_tools
 from quire.frontend.service import PreparedRequest, TextService
-from quire.frontend.streams import RequestStream
 from quire.frontend.text_side import load_text_side
 from quire.launch import start_engine
 from quire.messages import EngineStats, Ready
 from quire.offline.names import ABSENT_METHODS, refusal, without_neutral
-from quire.offline.progress import LoadingBar, ProgressBar, UseTqdm, progress_bar
+from quire.offline.progress import LoadingBar, UseTqdm, progress_bar
 from quire.offline.prompts import Prompt, as_prompts, one_each, refuse_content, refuse_lora, unwrap, warn_priority
 from quire.offline.results import Numbered, Results
-from quire.offline.streaming import search_beams, stream_outputs
+from quire.offline.running import generate_all, search_beams, stream_outputs
 from quire.offline.threads import LoopThread
 from quire.offline.tokenizer import PublicTokenizer
 from quire.outputs import BeamSearchOutput, Metric, RequestOutput
@@ -51,7 +49,7 @@ class LLM:
         max_num_seqs: most requests that run at once.
         enforce_eager: never use CUDA graphs.
         seed: of requests that bring none of their own.
-        trust_remote_code: accepted; no code from a checkpoint is ever run.
+        trust_remote_code: let transformers run model code that lies in the checkpoint.
         tensor_parallel_size: number of GPUs.
         quantization: scheme of the weights.
         swap_space: GB of host memory for preempted requests.
@@ -134,7 +132,7 @@ class LLM:
             EngineDeadError: the engine ended.
         """
         numbered = self._prepare_all(prompts, sampling_params, lora_request, priority)
-        return self._alive().run(self._generate(numbered, progress_bar(use_tqdm, len(numbered))))
+        return self._run_all(numbered, use_tqdm)
 
     def chat(
         self,
@@ -178,7 +176,7 @@ class LLM:
             for conversation in conversations
         ]
         numbered = self._prepare_all(texts, sampling_params, lora_request, priority, add_special_tokens=False)
-        return self._alive().run(self._generate(numbered, progress_bar(use_tqdm, len(numbered))))
+        return self._run_all(numbered, use_tqdm)
 
     def stream(
         self,
@@ -237,7 +235,7 @@ class LLM:
         """Begin as `generate` does, without waiting; returns request ids. `wait_for_completion` has the outputs."""
         numbered = self._prepare_all(prompts, sampling_params, lora_request, priority)
         loop = self._alive()
-        self._queued += [(one, loop.begin(self._generate([one], None))) for one in numbered]
+        self._queued += [(one, loop.begin(generate_all(self._service, self._results, [one], None))) for one in numbered]
         return [one.id for one in numbered]
 
     def wait_for_completion(self, use_tqdm: UseTqdm = True) -> list[RequestOutput]:
@@ -299,26 +297,9 @@ class LLM:
             thinks=not add_special_tokens,  # a conversation: its prompt shows where thoughts begin
         )
 
-    async def _generate(self, numbered: Sequence[Numbered], bar: ProgressBar | None) -> list[RequestOutput]:
-        streams: list[list[RequestStream]] = []
-        try:
-            for _, request in numbered:
-                streams.append(self._service.start(request))
-            return await asyncio.gather(
-                *(self._collect(one, own, bar) for one, own in zip(numbered, streams, strict=True))
-            )
-        finally:  # after Ctrl-C or an error nothing keeps running for nobody
-            for own in streams:
-                for stream in own:
-                    stream.close()
-            if bar:
-                bar.close()
-
-    async def _collect(self, one: Numbered, streams: Sequence[RequestStream], bar: ProgressBar | None) -> RequestOutput:
-        deltas = [await stream.collect() for stream in streams]
-        if bar:
-            bar.add(len(one.request.prompt_ids), sum(len(delta.token_ids) for delta in deltas))
-        return self._results.whole(one.id, one.request, streams, deltas)
+    def _run_all(self, numbered: Sequence[Numbered], use_tqdm: UseTqdm) -> list[RequestOutput]:
+        bar = progress_bar(use_tqdm, len(numbered))
+        return self._alive().run(generate_all(self._service, self._results, numbered, bar))
 
     # ---- the rest ------------------------------------------------------------------------------------------------
 

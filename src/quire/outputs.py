@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import overload
 
 PositionLogprobs = dict[int, "Logprob"]
 """Token id → its log-probability at one position."""
@@ -23,6 +25,56 @@ class Logprob:
     decoded_token: str | None = None
 
 
+class FlatLogprobs(Sequence["PositionLogprobs | None"]):
+    """Log-probabilities of many positions in a few flat lists. It reads like a list of dicts, of far fewer objects.
+
+    Attributes:
+        start_indices, end_indices: of each position in the lists below; an empty range is a None.
+        token_ids, logprobs, ranks, decoded_tokens: of all positions, one after the other.
+    """
+
+    __slots__ = ("decoded_tokens", "end_indices", "logprobs", "ranks", "start_indices", "token_ids")
+
+    def __init__(self) -> None:
+        self.start_indices: list[int] = []
+        self.end_indices: list[int] = []
+        self.token_ids: list[int] = []
+        self.logprobs: list[float] = []
+        self.ranks: list[int | None] = []
+        self.decoded_tokens: list[str | None] = []
+
+    def append(self, position: PositionLogprobs | None) -> None:
+        """Add the next position."""
+        self.start_indices.append(len(self.token_ids))
+        for token, entry in (position or {}).items():
+            self.token_ids.append(token)
+            self.logprobs.append(entry.logprob)
+            self.ranks.append(entry.rank)
+            self.decoded_tokens.append(entry.decoded_token)
+        self.end_indices.append(len(self.token_ids))
+
+    def __len__(self) -> int:
+        return len(self.start_indices)
+
+    @overload
+    def __getitem__(self, index: int) -> PositionLogprobs | None: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> FlatLogprobs: ...
+
+    def __getitem__(self, index: int | slice) -> PositionLogprobs | FlatLogprobs | None:
+        """A position as a dict, or some of them as their like."""
+        if isinstance(index, slice):
+            found = FlatLogprobs()
+            for place in range(*index.indices(len(self))):
+                found.append(self[place])
+            return found
+        places = range(self.start_indices[index], self.end_indices[index])
+        if not places:
+            return None
+        return {self.token_ids[i]: Logprob(self.logprobs[i], self.ranks[i], self.decoded_tokens[i]) for i in places}
+
+
 @dataclass(frozen=True, slots=True)
 class CompletionOutput:
     """One completion of a prompt.
@@ -33,7 +85,7 @@ class CompletionOutput:
         token_ids: the new tokens, an end token included.
         cumulative_logprob: sum over the chosen tokens, if log-probabilities were asked for, or best_of.
         logprobs: one entry per token, if asked for.
-        finish_reason: stop, length or abort.
+        finish_reason: stop, length, abort or repetition.
         stop_reason: the stop string or stop token id that ended it; None for the model's own end token.
         lora_request: always None.
     """
@@ -42,7 +94,7 @@ class CompletionOutput:
     text: str
     token_ids: list[int]
     cumulative_logprob: float | None
-    logprobs: list[PositionLogprobs] | None
+    logprobs: list[PositionLogprobs] | FlatLogprobs | None
     finish_reason: str | None
     stop_reason: int | str | None
     lora_request: None = None
@@ -96,7 +148,7 @@ class RequestOutput:
     outputs: list[CompletionOutput]
     finished: bool
     num_cached_tokens: int
-    prompt_logprobs: list[PositionLogprobs | None] | None = None
+    prompt_logprobs: list[PositionLogprobs | None] | FlatLogprobs | None = None
     metrics: RequestMetrics | None = None
     lora_request: None = None
     kv_transfer_params: None = None

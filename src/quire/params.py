@@ -7,25 +7,16 @@ lengths within the context) is checked in `frontend.validate`.
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Callable
 from enum import IntEnum
 from typing import Any
 
 import msgspec
 
+from quire.bounds import RepetitionDetectionParams, ThinkingLimit, repetition_detection_of
 from quire.errors import RequestError
+from quire.ranges import BEAM_RANGES, KINDS, MIN_TEMPERATURE, NOT_OFFERED, OPTIONAL, RANGES, listed, normal_bias, typed
 from quire.structured import StructuredOutputsParams, structured_outputs_of
-
-MAX_N = 16_384
-MAX_LOGPROBS = 20
-"""Default of the setting `max_logprobs`."""
-MAX_BEAM_WIDTH = 64
-MAX_BIASES = 1024
-MAX_BAD_WORDS = 128
-MIN_TEMPERATURE = 0.01
-"""Temperatures in (0, 0.01) divide logits into overflow; they are raised to this, with a warning."""
 
 
 class RequestOutputKind(IntEnum):
@@ -65,6 +56,9 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
         bad_words_token_ids: the same as token ids; filled from bad_words by whoever has the tokenizer.
         logprobs: report this many most likely tokens at each position, and the chosen one; -1 means all.
             At most `max_logprobs`, a setting of the engine.
+        logprob_token_ids: up to 128 token ids whose log-probabilities are reported at each position, beside the chosen
+            token's, instead of those of the most likely ones; their ranks are not.
+        flat_logprobs: log-probabilities come as `FlatLogprobs`, which costs less memory than a list of dicts.
         prompt_logprobs: the same for each token of the prompt but the first.
         skip_special_tokens: leave special tokens out of the text.
         spaces_between_special_tokens: False puts no space between special tokens that follow each other.
@@ -74,9 +68,12 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
         output_kind: what each output of `LLM.stream` holds; `generate` always returns the whole.
         skip_reading_prefix_cache: compute the whole prompt; None does so only where prompt_logprobs are asked for.
         skip_clone: accepted; params are copied where they must be, and never changed.
-        extra_args, flat_logprobs, logprob_token_ids, prompt_logprob_token_ids, prompt_logprob_start,
-        repetition_detection, stream_interval, thinking_token_budget, trace_decode_token_ids: not offered; any value
-            but the neutral one is refused.
+        stream_interval: tokens in each output of a stream but the first and the last; None is the engine's setting.
+        thinking_token_budget: most tokens to think; then the thoughts are closed. -1 and None are no bound.
+        thinking_limit: the same in tokens of the model; filled from the budget by whoever has the tokenizer.
+        repetition_detection: ends an answer that repeats itself, with the finish reason "repetition".
+        extra_args, prompt_logprob_token_ids, prompt_logprob_start, trace_decode_token_ids: not offered; any value but
+            the neutral one is refused.
         structured_outputs: what the answer must look like; None leaves it free.
 
     Raises:
@@ -113,42 +110,50 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
     output_kind: RequestOutputKind = RequestOutputKind.CUMULATIVE
     skip_reading_prefix_cache: bool | None = None
     skip_clone: bool = False
+    logprob_token_ids: list[int] | None = None
+    flat_logprobs: bool = False
+    stream_interval: int | None = None
+    thinking_token_budget: int | None = None
+    thinking_limit: ThinkingLimit | None = None
+    repetition_detection: RepetitionDetectionParams | None = None
     extra_args: Any = None
-    flat_logprobs: Any = None
-    logprob_token_ids: Any = None
     prompt_logprob_start: Any = None
     prompt_logprob_token_ids: Any = None
-    repetition_detection: Any = None
-    stream_interval: Any = None
-    thinking_token_budget: Any = None
     trace_decode_token_ids: Any = None
     structured_outputs: StructuredOutputsParams | None = None
 
     def __post_init__(self) -> None:
         given = [name for name, default in _DEFAULTS if getattr(self, name) is not default]
         for name in given:
-            if name in _NEUTRAL:
+            if name in NOT_OFFERED:
                 _refuse_absent(self, name)
-            elif name in _KINDS:
-                setattr(self, name, _typed(name, getattr(self, name), _KINDS[name]))
+            elif name in KINDS:
+                setattr(self, name, typed(name, getattr(self, name), KINDS[name]))
         self._normalise()
         for name in given:
-            if name not in _RANGES:
+            if name not in RANGES:
                 continue
-            fits, allowed = _RANGES[name]
+            fits, allowed = RANGES[name]
             value = getattr(self, name)
-            if not (value is None and name in _OPTIONAL) and not fits(value):
-                raise RequestError(f"{name} must be {allowed}, got {value!r}.", param=name)
+            if not (value is None and name in OPTIONAL) and not fits(value):
+                raise RequestError(f"{name} must be {allowed}, got {repr(value)[:100]}.", param=name)
         self._check_together()
 
     def _normalise(self) -> None:
         stop: Any = self.stop
         self.stop = [stop] if isinstance(stop, str) else stop
         for name in ("stop", "stop_token_ids", "bad_words", "bad_words_token_ids"):
-            setattr(self, name, _listed(name, getattr(self, name)))
-        self.logit_bias = _normal_bias(self.logit_bias)
+            setattr(self, name, listed(name, getattr(self, name)))
+        self.logit_bias = normal_bias(self.logit_bias)
         if self.seed == -1:
             self.seed = None
+        if self.thinking_token_budget == -1:
+            self.thinking_token_budget = None
+        self.repetition_detection = repetition_detection_of(self.repetition_detection)
+        if self.logprob_token_ids is not None:
+            self.logprob_token_ids = listed("logprob_token_ids", self.logprob_token_ids) or None
+            if self.logprob_token_ids and self.logprobs is None:
+                self.logprobs = 0
         self.output_kind = _output_kind(self.output_kind)
         if isinstance(self.structured_outputs, dict):
             self.structured_outputs = structured_outputs_of(self.structured_outputs)
@@ -213,33 +218,20 @@ class BeamSearchParams(msgspec.Struct, kw_only=True):
 
     def __post_init__(self) -> None:
         for name in ("beam_width", "max_tokens"):
-            setattr(self, name, _typed(name, getattr(self, name), "an integer"))
+            setattr(self, name, typed(name, getattr(self, name), "an integer"))
         for name in ("temperature", "length_penalty"):
-            setattr(self, name, _typed(name, getattr(self, name), "a number"))
-        for name, (fits, allowed) in _BEAM_RANGES.items():
+            setattr(self, name, typed(name, getattr(self, name), "a number"))
+        for name, (fits, allowed) in BEAM_RANGES.items():
             if not fits(getattr(self, name)):
                 raise RequestError(f"{name} must be {allowed}, got {getattr(self, name)!r}.", param=name)
 
 
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "extra_args": ({},),
-    "flat_logprobs": (False,),
-    "logprob_token_ids": ([],),
-    "prompt_logprob_start": (0, -1),
-    "prompt_logprob_token_ids": ([],),
-    "repetition_detection": (),
-    "stream_interval": (1,),
-    "thinking_token_budget": (-1,),
-    "trace_decode_token_ids": (False, []),
-}
-"""Fields of vLLM that are not offered, with the values, besides None, that ask for nothing."""
-
-
 def _refuse_absent(params: SamplingParams, name: str) -> None:
     value = getattr(params, name)
-    if not any(type(value) is type(known) and value == known for known in _NEUTRAL[name]):
+    neutral, reason = NOT_OFFERED[name]
+    if not any(type(value) is type(known) and value == known for known in neutral):
         raise RequestError(
-            f"{name} is not offered yet, got {str(value)[:100]}; leave it out.",
+            f"{name} is not offered, got {str(value)[:100]}: {reason}; leave it out.",
             param=name,
             code="unsupported_parameter",
         )
@@ -257,132 +249,5 @@ def _output_kind(kind: Any) -> RequestOutputKind:
         raise RequestError(f"output_kind must be one of {names}, got {kind!r}.", param="output_kind") from None
 
 
-def _normal_bias(bias: Any) -> dict[int, float]:
-    """Keys may be texts of digits, as JSON has them."""
-    try:
-        return {int(token): _typed("logit_bias", value, "a number") for token, value in dict(bias or {}).items()}
-    except (TypeError, ValueError):
-        raise RequestError(
-            f"logit_bias must be an object of token ids and numbers, got {str(bias)[:100]}.", param="logit_bias"
-        ) from None
-
-
-def _listed(name: str, value: Any) -> list[Any]:
-    """None is an empty list; a text is no list of its letters."""
-    if type(value) is list:
-        return value.copy()
-    if value is None:
-        return []
-    if isinstance(value, (str, bytes, dict)) or not hasattr(value, "__iter__"):
-        raise RequestError(f"{name} must be a list, got {str(value)[:100]!r}.", param=name)
-    return list(value)
-
-
-def _token_ids(ids: Any, most: int) -> bool:
-    return isinstance(ids, list) and 1 <= len(ids) <= most and all(type(t) is int and 0 <= t < 2**31 for t in ids)
-
-
-def _typed(name: str, value: Any, kind: str) -> Any:
-    """Turn numpy-like numbers into plain ones; refuse booleans, strings, NaN and infinities."""
-    if value is None:
-        if name in _OPTIONAL:
-            return None
-        raise RequestError(f"{name} must be {kind}, got None.", param=name)
-    if isinstance(value, (bool, str, bytes)):
-        raise RequestError(f"{name} must be {kind}, got {value!r}.", param=name)
-    try:
-        if kind == "an integer":
-            return value.__index__()
-        number = float(value)
-    except (TypeError, ValueError, AttributeError, OverflowError):
-        raise RequestError(f"{name} must be {kind}, got {value!r}.", param=name) from None
-    if not math.isfinite(number):
-        raise RequestError(f"{name} must be a finite number, got {value!r}.", param=name)
-    return number
-
-
-_INTEGERS = (
-    *("n", "best_of", "top_k", "seed", "max_tokens", "min_tokens", "logprobs", "prompt_logprobs"),
-    "truncate_prompt_tokens",
-)
-_OPTIONAL = frozenset(
-    {
-        *("seed", "best_of", "max_tokens", "logprobs", "prompt_logprobs", "allowed_token_ids"),
-        *("truncate_prompt_tokens", "skip_reading_prefix_cache"),
-    }
-)
-_KINDS = {
-    **dict.fromkeys(_INTEGERS, "an integer"),
-    **dict.fromkeys(
-        ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"), "a number"
-    ),
-}
-
-
-def _int64(value: int) -> bool:
-    return -(2**63) <= value < 2**63
-
-
-_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "n": (lambda v: 1 <= v <= MAX_N, f"in 1..{MAX_N}"),
-    "temperature": (lambda v: 0 <= v <= 1e6, "a number >= 0"),
-    "top_p": (lambda v: 0 < v <= 1, "in (0, 1]"),
-    "top_k": (lambda v: -1 <= v < 2**31, "-1 or 0 (off) or at least 1"),
-    "min_p": (lambda v: 0 <= v <= 1, "in [0, 1]"),
-    "presence_penalty": (lambda v: -2 <= v <= 2, "in [-2, 2]"),
-    "frequency_penalty": (lambda v: -2 <= v <= 2, "in [-2, 2]"),
-    "repetition_penalty": (lambda v: 1e-6 <= v <= 1e6, "greater than 0"),
-    "seed": (_int64, "a 64-bit integer"),
-    "stop": (lambda v: len(v) <= 16 and all(isinstance(s, str) and s for s in v), "up to 16 non-empty strings"),
-    "stop_token_ids": (
-        lambda v: len(v) <= 256 and all(type(t) is int and 0 <= t < 2**31 for t in v),
-        "up to 256 token ids (integers >= 0)",
-    ),
-    "logit_bias": (
-        lambda v: len(v) <= MAX_BIASES and all(0 <= t < 2**31 and -100 <= b <= 100 for t, b in v.items()),
-        f"up to {MAX_BIASES} token ids, each with a number in [-100, 100]",
-    ),
-    "allowed_token_ids": (lambda v: _token_ids(v, 1 << 20), "a non-empty list of token ids (integers >= 0)"),
-    "bad_words": (
-        lambda v: len(v) <= MAX_BAD_WORDS and all(isinstance(s, str) and 0 < len(s) <= 256 for s in v),
-        f"up to {MAX_BAD_WORDS} non-empty strings of up to 256 characters",
-    ),
-    "bad_words_token_ids": (
-        lambda v: len(v) <= 2 * MAX_BAD_WORDS and all(_token_ids(ids, 512) for ids in v),
-        f"up to {2 * MAX_BAD_WORDS} non-empty lists of token ids",
-    ),
-    "structured_outputs": (
-        lambda v: v is None or isinstance(v, StructuredOutputsParams),
-        "a StructuredOutputsParams",
-    ),
-    "max_tokens": (lambda v: 1 <= v < 2**31, "at least 1"),
-    "min_tokens": (lambda v: 0 <= v < 2**31, "at least 0"),
-    "best_of": (lambda v: 1 <= v <= MAX_N, f"in n..{MAX_N}"),
-    "truncate_prompt_tokens": (lambda v: v == -1 or 1 <= v < 2**31, "-1 (what fits) or at least 1"),
-    "truncation_side": (lambda v: v in ("left", "right"), "'left' or 'right'"),
-    **dict.fromkeys(("logprobs", "prompt_logprobs"), (lambda v: -1 <= v < 2**31, "-1 (all) or at least 0")),
-    **{
-        name: (lambda v: isinstance(v, bool), "true or false")
-        for name in (
-            *("ignore_eos", "include_stop_str_in_output", "skip_special_tokens", "detokenize", "skip_clone"),
-            *("spaces_between_special_tokens", "skip_reading_prefix_cache"),
-        )
-    },
-}
-
-_BEAM_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "beam_width": (lambda v: 1 <= v <= MAX_BEAM_WIDTH, f"in 1..{MAX_BEAM_WIDTH}"),
-    "max_tokens": (lambda v: 1 <= v < 2**31, "at least 1"),
-    "temperature": (lambda v: v in (0, 1), "0 or 1: beams are ranked by the model's own log-probabilities"),
-    "length_penalty": (lambda v: -10 <= v <= 10, "in [-10, 10]"),
-    "ignore_eos": (lambda v: isinstance(v, bool), "true or false"),
-    "include_stop_str_in_output": (lambda v: isinstance(v, bool), "true or false"),
-}
-
 _DEFAULTS = tuple((field.name, field.default) for field in msgspec.structs.fields(SamplingParams))
 """What a request leaves open needs no check; it is the very object that stands here. Lists are made anew each time."""
-
-
-def describe_range(name: str) -> str | None:
-    """What a value of this field must be, in words; None if the type says it all."""
-    return _RANGES[name][1] if name in _RANGES else None

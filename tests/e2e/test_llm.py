@@ -255,11 +255,17 @@ except KeyboardInterrupt:
 
 
 def test_ctrl_c_cancels_and_the_engine_goes_on() -> None:
-    process = subprocess.Popen([sys.executable, "-c", SCRIPT], stdout=subprocess.PIPE, text=True)
-    pid = int(process.stdout.readline())
-    time.sleep(1.0)
-    process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=30)[0].split() == ["interrupted", "0", "0", "True"]
+    def listen() -> None:  # what a shell starts in the background does not hear Ctrl-C
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT], stdout=subprocess.PIPE, text=True, preexec_fn=listen)
+    try:
+        pid = int(process.stdout.readline())
+        time.sleep(1.0)
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=30)[0].split() == ["interrupted", "0", "0", "True"]
+    finally:
+        process.kill()
     assert process.returncode == 0
     deadline = time.monotonic() + 5
     while psutil.pid_exists(pid) and time.monotonic() < deadline:

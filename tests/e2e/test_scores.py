@@ -50,8 +50,11 @@ class Model:
             for id_, found in entry.items():
                 assert abs(found.logprob - float(line[id_])) < 1e-4
                 assert found.decoded_token == self.llm.get_tokenizer().token_text(id_)
-            assert entry[token].rank == 1 + int((line > line[token]).sum())
-            assert [entry[id_].rank for id_ in top] == list(range(1, most + 1))
+            low, high = (
+                1 + int((line > line[token] + by).sum()) for by in (1e-5, -1e-5)
+            )  # neighbours may change places
+            assert low <= entry[token].rank <= high
+            assert sorted(entry[id_].rank for id_ in top) == list(range(1, most + 1))
 
 
 @pytest.fixture(scope="module")

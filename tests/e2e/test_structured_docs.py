@@ -11,6 +11,7 @@ from test_serve import Server
 
 from quire.config import StructuredOutputsConfig
 from quire.frontend import structured
+from quire.launch.constraints import MAX_WORKERS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "structured-outputs.md").read_text(encoding="utf-8")
 CLIENT, OFFLINE = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
@@ -39,7 +40,8 @@ def test_the_limits_are_those_of_the_code() -> None:
     config = StructuredOutputsConfig()
     for name in StructuredOutputsConfig.__struct_fields__:
         [row] = [line for line in PAGE.splitlines() if f"`--{name.replace('_', '-')}`" in line]
-        assert f"| {getattr(config, name):g} |" in row
+        default = getattr(config, name)
+        assert (f"| half the cores, 1 to {MAX_WORKERS} |" if default is None else f"| {default:g} |") in row
     for value, shown in (
         (structured.MAX_SCHEMA_BYTES >> 10, "64 KiB"),
         (structured.MAX_SCHEMA_DEPTH, "48 levels"),

@@ -106,7 +106,7 @@ def test_more_requests_than_lines() -> None:
         ids = [engine.add("regex", "[0-9]{8}") for _ in range(30)]
         engine.run()
         assert all(len(engine.text(id_)) == 8 for id_ in ids)
-        assert len(engine.keeper._free_lines) == 4
+        assert len(engine.keeper._seats._free_lines) == 4
         engine.check()
 
 

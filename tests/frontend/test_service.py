@@ -121,3 +121,19 @@ def test_seeds_follow_the_engines_seed() -> None:
     assert seeds[0] == seeds[1] != seeds[2] and len(set(seeds[0])) == 4
     extreme = candidates(SamplingParams(n=16, seed=-(2**63)), first._random)
     assert all(-(2**63) <= one.seed < 2**63 for one in extreme)
+
+
+def test_a_bound_on_thoughts_is_put_into_tokens() -> None:
+    client = FakeClient()
+    service = make_service(client)
+    with pytest.raises(RequestError, match="shows no thoughts"):
+        service.prepare("Hi", SamplingParams(thinking_token_budget=5))
+    service.reasoning_parser = "qwen3"
+    end = service.encode("</think>", add_special_tokens=False)
+    inside = service.prepare("Hi <think>\n", SamplingParams(thinking_token_budget=5))
+    limit = inside.params.thinking_limit
+    assert limit is not None and (limit.budget, limit.end, limit.inside) == (5, end, True)
+    as_ids = service.prepare(inside.prompt_ids, SamplingParams(thinking_token_budget=5))
+    assert as_ids.params.thinking_limit == limit
+    closed = service.prepare("Hi <think>\n\n</think>\n\n", SamplingParams(thinking_token_budget=5))
+    assert closed.params.thinking_limit is None

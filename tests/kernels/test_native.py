@@ -10,11 +10,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from quire.worker.kernels import native
+from quire.errors import ConfigError
+from quire.worker.kernels import native, select
 from quire.worker.kernels.native import NativeKernels, NativeLibrary
 from quire.worker.kernels.native_build import Build, BuildError
 from quire.worker.kernels.plain import PlainKernels
 from quire.worker.quantization.int8 import quantize_rows
+
+pytestmark = pytest.mark.native
 
 ROWS = [1, 2, 3, 4, 5, 7, 9, 11, 12, 13, 16, 23, 24, 25, 31, 32, 33, 47, 95, 96, 97, 130]
 
@@ -98,6 +101,41 @@ def test_the_first_of_the_largest_is_most_likely(library: NativeLibrary, dtype: 
     assert torch.equal(NativeKernels(library).most_likely(logits), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("half", [32, 24, 5])
+def test_angles_far_out(library: NativeLibrary, dtype: torch.dtype, half: int) -> None:
+    positions = torch.tensor([0, 1, 2, 77, 4095, 131_071])
+    frequency = 1 / 10_000 ** (torch.arange(half) / half)
+    found = NativeKernels(library).turns(positions, frequency, 1.3, dtype)
+    expected = PlainKernels().turns(positions, frequency, 1.3, dtype)
+    tolerance = 1e-2 if dtype == torch.bfloat16 else 3e-7
+    assert all(torch.allclose(a, b, rtol=0, atol=tolerance) for a, b in zip(found, expected, strict=True))
+
+
+def test_inputs_of_a_mixed_step(library: NativeLibrary) -> None:
+    generator = torch.Generator().manual_seed(0)
+    counts, rows = [1, 40, 1, 7], torch.tensor([2, 0, 5, 3], dtype=torch.int32)
+    computed = torch.randint(0, 50, (6,), generator=generator, dtype=torch.int32)
+    tokens = torch.randint(0, 999, (6, 101), generator=generator, dtype=torch.int32)
+    tables = torch.randint(1, 30, (6, 7), generator=generator, dtype=torch.int32)
+    starts = torch.tensor([0, 1, 41, 42, 49], dtype=torch.int32)
+    requests = torch.arange(4, dtype=torch.int32).repeat_interleave(torch.tensor(counts))
+    expected = PlainKernels().gather(rows, starts, requests, computed, tokens, tables, 16)
+    found = NativeKernels(library).gather(rows, starts, requests, computed, tokens, tables, 16)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    before = computed.clone()
+    kv_lens = library.gather(rows, starts, 49, computed, tokens, tables, 16, advance=True)[3]
+    before[rows.long()] = kv_lens
+    assert torch.equal(computed, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_look_ups(library: NativeLibrary, dtype: torch.dtype) -> None:
+    ids, weight = torch.tensor([3, 0, 3, 9], dtype=torch.int32), draw(10, 20, dtype=dtype)
+    for wanted in (ids, ids.long()):
+        assert torch.equal(NativeKernels(library).embed(wanted, weight), weight[ids.long()])
+
+
 def test_other_formats_and_strides_go_through_torch() -> None:
     kernels = NativeKernels(native.library())
     x, weight = draw(4, 32, dtype=torch.float64), draw(32, dtype=torch.float64)
@@ -106,6 +144,20 @@ def test_other_formats_and_strides_go_through_torch() -> None:
 
 
 # ---- building ------------------------------------------------------------------------------------------
+
+
+def test_without_kernels_one_line_says_so(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def none() -> NativeLibrary:
+        raise BuildError("no C++ compiler here (g++)")
+
+    monkeypatch.setattr(select, "library", none)
+    cpu = torch.device("cpu")
+    assert select.native_library(cpu, torch.bfloat16, "auto") is None
+    assert caplog.messages == ["the slower kernels of torch are used: no C++ compiler here (g++)."]
+    assert select.native_library(cpu, torch.bfloat16, "torch") is None
+    assert len(caplog.messages) == 1, "who asked for them knows"
+    with pytest.raises(ConfigError, match="--cpu-kernels native: no C\\+\\+ compiler here"):
+        select.native_library(cpu, torch.bfloat16, "native")
 
 
 def test_builds_at_the_same_time_agree_and_leave_nothing_behind(tmp_path: Path) -> None:

@@ -45,4 +45,4 @@ def test_metrics_of_all_processes(tmp_path: Path) -> None:
     for metrics in (first, second):
         found = {name: value for name, value in samples(metrics).items() if not name.startswith(own)}
         assert found == pytest.approx(expected) and found["vllm:num_requests_running"] == 3
-    assert second.finished == {"stop": 2, "length": 0, "abort": 1, "error": 0}
+    assert second.finished == {"stop": 2, "length": 0, "abort": 1, "error": 0, "repetition": 0}

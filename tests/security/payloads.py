@@ -147,6 +147,11 @@ PAYLOADS: list[Payload] = [
         "ids", "logit_bias", '{"99999999":1}', '{"-1":1}', '{"x":1}', '{"1":101}', '{"1":"x"}', "[]", '{"1":NaN}',
         json.dumps({str(i): 1 for i in range(2000)}), '{"9223372036854775808":1}', '{"1.5":1}',
     ),
+    *_each(
+        "ids", "logprob_token_ids", "[-1]", "[1000000]", f"[{HUGE}]", '"x"', "[true]", "[1.5]", json.dumps([1] * 5000),
+    ),
+    *_each("count", "thinking_token_budget", "-2", "1.5", '"5"', "true", str(HUGE)),
+    *_each("count", "repetition_detection", "5", '"x"', "[]", '{"bogus":1}', '{"max_pattern_size":"x"}'),
     *_each("ids", "prompt", '"<|im_start|><|endoftext|><|user|></s><image><|vision_start|>"', status=200),
     # 10: numbers that are none
     *[

@@ -116,6 +116,12 @@ def test_the_reference_is_up_to_date() -> None:
     assert tool.text() == tool.TARGET.read_text(), "run python tools/api_reference.py"
 
 
+def test_something_is_said_about_every_field() -> None:
+    for kind, schema in document(ROUTES)["components"]["schemas"].items():
+        for name, field in schema["properties"].items():
+            assert kind == "Error" or field.get("description"), f"{kind}.{name} has no note in server/notes.py"
+
+
 def test_a_new_api_is_one_file_and_one_row() -> None:
     """Guarded, checked, warned about, described: all of it comes with the row."""
     table = routes_about((*ROUTES[:-2], fake_route.ROUTE))

@@ -7,6 +7,7 @@ there are. With QUIRE_FAKE_FAIL it never comes up.
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import threading
@@ -61,7 +62,7 @@ class WireEngine:
         self._wire.send(READY)
         next_step = time.perf_counter()
         while True:
-            wait = max(next_step - time.perf_counter(), 0.0) if self._requests else None
+            wait = max(next_step - time.perf_counter(), 0.0) if self._requests else math.inf
             for message in self._wire.receive(wait_s=wait):
                 if isinstance(message, AddRequest):
                     self._requests[message.id] = (self._answer(message), message.params.max_tokens or 1)

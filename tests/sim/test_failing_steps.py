@@ -68,7 +68,7 @@ class FailingWorker(FakeWorker):
         self._fail("late", bad)
         return _Pending(self, pending, self._where == "wait", bad)
 
-    def settle(self, error: Exception) -> str:
+    def judge(self, error: Exception) -> str:
         self._where = None
         return "memory" if isinstance(error, NoMemory) else "step"
 
@@ -166,7 +166,7 @@ def sizes() -> dict[str, int]:
 
 def test_a_bad_request_is_found_in_few_steps() -> None:
     class Worker(FailingWorker):
-        def settle(self, error: Exception) -> str:
+        def judge(self, error: Exception) -> str:
             return "step"
 
     worker = Worker(Random(0), 0.0, **sizes())
@@ -181,7 +181,7 @@ def test_a_bad_request_is_found_in_few_steps() -> None:
 
 def test_a_lost_device_is_not_tried_again() -> None:
     class Lost(FailingWorker):
-        def settle(self, error: Exception) -> str:
+        def judge(self, error: Exception) -> str:
             return "device"
 
     core = core_with(Lost(Random(0), 1.0, **sizes()), 3)

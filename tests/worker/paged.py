@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from quire.checkpoint import read_facts
+from quire.config import ModelConfig
 from quire.worker.attention.protocol import AttentionBackend, KVSpec
 from quire.worker.attention.select import select_backend
 from quire.worker.batch import Batch
@@ -103,7 +104,8 @@ class Driver:
         dtype: torch.dtype = torch.float32,
         num_blocks: int = 400,
         block_size: int = 16,
-        load_format: str = "auto",
+        load_format: Any = "auto",
+        impl: Any = "auto",
         device: str = "cpu",
         scheme: Scheme | None = None,
         kernels: Kernels | None = None,
@@ -116,7 +118,9 @@ class Driver:
             scheme=scheme or Unquantized(),
             kernels=kernels or kernels_for(torch.device(device)),
         )
-        self.model: nn.Module = load_model(folder, read_facts(folder), build, load_format=load_format)
+        self.model: nn.Module = load_model(
+            folder, read_facts(folder), build, ModelConfig(model=str(folder), load_format=load_format, model_impl=impl)
+        )
         self.pages = Pages(backend, self.model.kv_specs(), num_blocks, block_size, device=device)
 
     @torch.inference_mode()

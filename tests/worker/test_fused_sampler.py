@@ -19,6 +19,7 @@ pytest.importorskip("triton")
 import triton
 from test_sampling import batch_of, new_row, reference_law
 
+from quire.bounds import ThinkingLimit
 from quire.messages import NewRow
 from quire.params import SamplingParams
 from quire.worker.sampling.fused import FusedSampler
@@ -290,17 +291,18 @@ def test_logprobs_as_the_twin_has_them() -> None:
         {},
         {"temperature": 3.0, "logprobs": 5, "top_p": 0.9},
         {"temperature": 0, "logprobs": -1},
+        {"logprob_token_ids": [250, 3, 3]},
     ]
-    plain, fused = Sampler(4, VOCAB, DEVICE), FusedSampler(4, VOCAB, DEVICE)
+    plain, fused = Sampler(5, VOCAB, DEVICE), FusedSampler(5, VOCAB, DEVICE)
     for row, wish in enumerate(wishes):
         plain.start_row(new_row(row, [1], **wish))
         fused.start_row(new_row(row, [1], **wish))
-    logits = torch.randn(4, VOCAB, generator=torch.Generator().manual_seed(3)).to(DEVICE)
-    made = batch([0, 1, 2, 3], [1] * 4)
+    logits = torch.randn(5, VOCAB, generator=torch.Generator().manual_seed(3)).to(DEVICE)
+    made = batch([0, 1, 2, 3, 4], [1] * 5)
     expected, found = plain(logits, made), fused(logits, made)
     assert torch.equal(expected.token_ids, found.token_ids)
     expected, found = expected.logprobs.to_messages(), found.logprobs.to_messages()
-    assert set(expected) == set(found) == {0, 2, 3}
+    assert set(expected) == set(found) == {0, 2, 3, 4}
     for sample in found:
         assert found[sample].token_ids == expected[sample].token_ids
         assert found[sample].rank == expected[sample].rank
@@ -335,7 +337,7 @@ def test_in_a_graph(variant: str) -> None:
 
 def test_stages_about_single_tokens() -> None:
     """What a row says of single tokens is applied before the kernel, and such rows are no part of a graph."""
-    stages = word_stages(VOCAB, DEVICE)
+    stages = word_stages(8, VOCAB, DEVICE)
     mine, twin = FusedSampler(8, VOCAB, DEVICE, stages), Sampler(8, VOCAB, torch.device("cpu"))
     wishes = [
         {"temperature": 0},
@@ -343,18 +345,19 @@ def test_stages_about_single_tokens() -> None:
         {"temperature": 0, "logit_bias": {3: 50.0, 4: 60.0}, "presence_penalty": 1.0},
         {"temperature": 0, "bad_words_token_ids": [[5], [1, 2, 6]]},
         {"top_p": 0.9, "allowed_token_ids": [1, 2, 3], "logit_bias": {2: 1.0}},
+        {"top_k": 3, "thinking_limit": ThinkingLimit(2, [77, 78], inside=True)},
     ]
     for row, wish in enumerate(wishes):
         for sampler in (mine, twin):
             sampler.start_row(new_row(row, [4, 4], [1, 2], **wish))
     assert mine.variant([0]) == "greedy"
-    assert {mine.variant([row]) for row in range(1, 5)} == {"eager"}
+    assert {mine.variant([row]) for row in range(1, 6)} == {"eager"}
     tokens = torch.zeros(9, 8, dtype=torch.int32)
     tokens[:, :4] = torch.tensor([4, 4, 1, 2])
     for seed in range(5):
-        logits = torch.randn(5, VOCAB, generator=torch.Generator().manual_seed(seed)) * 3
+        logits = torch.randn(6, VOCAB, generator=torch.Generator().manual_seed(seed)) * 3
         logits[3, 5:7] += 20
-        rows, positions = [0, 1, 2, 3, 4], [4] * 5
+        rows, positions = [0, 1, 2, 3, 4, 5], [4] * 6
         plain = twin(logits, batch_of(rows, positions, tokens=tokens)).token_ids
         made = batch_of(rows, positions, tokens=tokens)
         here = SamplingBatch(

@@ -29,6 +29,7 @@ from demo_training.text import chat
 from demo_training.tokenizer import whole_words
 
 SCHEMES = {"native": lambda: Int8Weights(native.library()), "torch": lambda: Int8Weights(None)}
+NAMES = [pytest.param("native", marks=pytest.mark.native), "torch"]
 
 
 Text = list[tuple[int, bool]]
@@ -55,7 +56,7 @@ def perplexity(driver: Driver, texts: list[Text]) -> float:
     return math.exp(float(torch.cat(losses).mean()))
 
 
-@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_perplexity_of_held_out_text_stays_within_one_percent(name: str, dtype: torch.dtype) -> None:
     texts = held_out_texts(Tokenizer.from_file(str(model_path() / "tokenizer.json")), 30)
@@ -65,7 +66,7 @@ def test_perplexity_of_held_out_text_stays_within_one_percent(name: str, dtype: 
     assert abs(quantized / plain - 1) < 0.01
 
 
-@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("family", ["llama32", "qwen2", "qwen3"])
 def test_logits_stay_near(name: str, family: str, tmp_path: Path) -> None:
     """Random weights, biases, a tied head."""
@@ -76,6 +77,7 @@ def test_logits_stay_near(name: str, family: str, tmp_path: Path) -> None:
     assert float((found - expected).norm() / expected.norm()) < 0.05
 
 
+@pytest.mark.native
 def test_each_layer_is_quantized_before_the_last_is_read(tmp_path: Path) -> None:
     """At no time do two layers hold plain weights that were filled."""
     checkpoints.write("qwen3", tmp_path)

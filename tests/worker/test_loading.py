@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from quire.checkpoint import read_facts
+from quire.config import ModelConfig
 from quire.errors import ConfigError, QuireError, StartupError
 from quire.worker.attention.torch_backend import TorchAttention
 from quire.worker.kernels.plain import PlainKernels
@@ -43,9 +44,9 @@ def folder(original: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(original, tmp_path / "model"))
 
 
-def load(folder: Path, **options: Any) -> torch.nn.Module:
+def load(folder: Path, progress: Any = lambda done, total: None, **options: Any) -> torch.nn.Module:
     build = Build(torch.float32, torch.device("cpu"), TorchAttention(), Unquantized(), PlainKernels())
-    return load_model(folder, read_facts(folder), build, **options)
+    return load_model(folder, read_facts(folder), build, ModelConfig(model=str(folder), **options), progress=progress)
 
 
 def refused(folder: Path, kind: type[QuireError], *words: str) -> str:

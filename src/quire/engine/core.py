@@ -73,6 +73,10 @@ class EngineCore:
         """Called while there is no work: whether something was prepared for later."""
         return self.constraints.prepare() or self._executor.prepare()
 
+    def settle(self) -> None:
+        """Called between steps, when outputs are on their way: wait until the device wants the next plan."""
+        self._executor.settle()
+
     def step(self) -> Outputs:
         """Plan and launch one step, then take in the results of the one before.
 
@@ -157,7 +161,7 @@ class EngineCore:
         log.error("%s: %s", what, type(error).__name__, exc_info=error)
         traceback.clear_frames(error.__traceback__)  # they hold tensors
         error.__traceback__ = None
-        trouble = self._executor.settle(error)
+        trouble = self._executor.judge(error)
         if trouble == "device":
             raise BrokenEngine("the device is lost", one_line(error))
         if self._num_failed >= MAX_FAILED:

@@ -37,7 +37,7 @@ class Worker(Protocol):
     def prepare(self) -> bool:
         """Use a moment without work to be faster later; whether there was a use for it."""
 
-    def settle(self, error: Exception) -> Trouble:
+    def judge(self, error: Exception) -> Trouble:
         """A step failed with this error: forget it, give back memory, and say what it means for further steps."""
 
 
@@ -50,10 +50,13 @@ class Executor(Protocol):
     def sample(self, plan: StepPlan, masks: Masks) -> Pending:
         """Launch the sampling of this step, after its forward."""
 
+    def settle(self) -> None:
+        """Wait until planning another step makes sense: not while a device without a queue still runs a forward."""
+
     def prepare(self) -> bool:
         """There is no work: spend a few milliseconds on being faster later. False when nothing is left to prepare."""
 
-    def settle(self, error: Exception) -> Trouble:
+    def judge(self, error: Exception) -> Trouble:
         """A step failed: wait until nothing runs any more, and let the worker say what that means."""
 
     def close(self) -> None:
@@ -74,13 +77,16 @@ class InlineExecutor:
         """Launch."""
         return self._worker.sample(plan, masks)
 
+    def settle(self) -> None:
+        """There is always room in the device's queue."""
+
     def prepare(self) -> bool:
         """Let the worker."""
         return self._worker.prepare()
 
-    def settle(self, error: Exception) -> Trouble:
+    def judge(self, error: Exception) -> Trouble:
         """Ask the worker."""
-        return self._worker.settle(error)
+        return self._worker.judge(error)
 
     def close(self) -> None:
         """Nothing of its own to end."""
@@ -103,8 +109,8 @@ class ThreadExecutor:
     On a CPU let that be the main thread: OpenMP keeps its workers awake between operations only if no more threads
     own a team than there are cores, and counts the main thread as one. Elsewhere each operation costs 80 us more.
 
-    `sample` returns when the step's forward is done and sampling has begun. So the next step is planned as late
-    as possible, with every request that arrived meanwhile, and results are committed while it already runs.
+    `settle` returns when the step's forward is done and sampling has begun. So the next step is planned as late as
+    possible, with every request that arrived meanwhile, and results are committed and sent while it already runs.
     """
 
     def __init__(self, worker: Worker) -> None:
@@ -117,19 +123,21 @@ class ThreadExecutor:
         self._forward = self._call(self._worker.forward, plan)
 
     def sample(self, plan: StepPlan, masks: Masks) -> Pending:
-        """Launch, and wait for the forward."""
-        sampled = self._call(self._sample, self._forward, plan, masks)
+        """Launch."""
+        return _ThreadPending(self._call(self._sample, self._forward, plan, masks))
+
+    def settle(self) -> None:
+        """Wait for the forward; whether it went well shows when its results are fetched."""
         if self._forward is not None:
-            self._forward.result()
-        return _ThreadPending(sampled)
+            self._forward.exception()
 
     def prepare(self) -> bool:
         """Nothing: a CPU has no graphs to make."""
         return False
 
-    def settle(self, error: Exception) -> Trouble:
+    def judge(self, error: Exception) -> Trouble:
         """Ask the worker, after all that was launched."""
-        trouble: Trouble = self._call(self._worker.settle, error).result()
+        trouble: Trouble = self._call(self._worker.judge, error).result()
         return trouble
 
     def close(self) -> None:

@@ -173,6 +173,7 @@ class EngineProcess:
                 self._sent = outputs.stats
                 if bad := self._wire.send(outputs):
                     self._core.scheduler.abort(bad)
+            self._core.settle()
 
     def _receive(self) -> list[ToEngine | Unreadable]:
         constraints = self._core.constraints

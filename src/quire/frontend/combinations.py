@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from quire.errors import RequestError
-from quire.params import MIN_TEMPERATURE
+from quire.ranges import MIN_TEMPERATURE
 
 if TYPE_CHECKING:
     from quire.frontend.validate import GenerateRequest
@@ -28,6 +28,9 @@ _NO_BEAMS: dict[str, tuple[Any, ...]] = {
     "allowed_token_ids": (None,),
     "bad_words": ([],),
     "prompt_logprobs": (None,),
+    "logprob_token_ids": (None, []),
+    "thinking_token_budget": (None, -1),
+    "repetition_detection": (None,),
     "stream": (False,),
     "structured_outputs": (None,),
     "response_format": (None, {"type": "text"}),
@@ -47,6 +50,10 @@ def check_together(request: GenerateRequest) -> None:
         raise RequestError(f"length_penalty must be in [-10, 10], got {seen}.", param="length_penalty")
     if request.use_beam_search:
         _check_beams(request)
+    if request.logprob_token_ids and (request.wanted_logprobs() is None or request.only_prompt):
+        raise RequestError(
+            "logprob_token_ids needs logprobs, and tokens that are generated.", param="logprob_token_ids"
+        )
     if request.stream and request.num_candidates > request.n:
         raise RequestError(
             f"best_of ({request.best_of}) above n ({request.n}) cannot be streamed: the best are known at the end.",

@@ -17,7 +17,7 @@ import msgspec
 from quire.config import did_you_mean
 from quire.errors import RequestError
 from quire.frontend.aliases import with_new_names
-from quire.frontend.fields import ABSENT, NOT_OFFERED, known_but_absent
+from quire.frontend.fields import ABSENT, INSTEAD, NOT_OFFERED, known_but_absent
 
 if TYPE_CHECKING:
     from quire.frontend.validate import Request
@@ -142,8 +142,9 @@ def _sort_out(values: dict[str, Any], kind: type[Request]) -> list[str]:
         value = values.pop(name)
         absent = known_but_absent(name, value)
         if absent == NOT_OFFERED:
+            what = f"use {INSTEAD[name]}" if name in INSTEAD else "leave it out"
             raise RequestError(
-                f"{name} is not offered by this server yet; leave it out.", param=name, code="unsupported_parameter"
+                f"{name} is not offered by this server; {what}.", param=name, code="unsupported_parameter"
             )
         if absent == ABSENT:
             near = did_you_mean(name, set(known)) if len(warnings) < MAX_WARNINGS and len(name) <= 64 else ""

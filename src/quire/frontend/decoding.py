@@ -202,6 +202,8 @@ def _whole_text(data: bytes) -> str | None:
 class _ByteText:
     """Nearly always one token comes, of whole characters, and nothing waits: then its text is in a table."""
 
+    __slots__ = ("_table", "_texts", "_utf8", "_waits")
+
     def __init__(self, table: _Table, texts: _Table) -> None:
         self._table = table
         self._texts = texts
@@ -281,6 +283,8 @@ class PieceLane:
 
 
 class _PieceText:
+    __slots__ = ("_first_piece", "_run", "_strip", "_table")
+
     def __init__(self, table: _Table, strip: str, first_piece: Callable[[int], str] | None) -> None:
         self._table = table
         self._strip = strip

@@ -37,6 +37,8 @@ class Detokenizer:
         include_stop: keep the text of a stop token that ends the output.
     """
 
+    __slots__ = ("_decoder", "_include_stop", "_matcher", "_min_tokens", "_num_tokens")
+
     def __init__(
         self,
         decoder: TextDecoder,
@@ -61,7 +63,6 @@ class Detokenizer:
         """
         readable = token_ids[:-1] if stop_token and not self._include_stop else token_ids
         if self._matcher is None:
-            self._num_tokens += len(token_ids)
             return Pushed(self._decoder.push(readable), len(token_ids))
         texts: list[str] = []
         for count, token_id in enumerate(readable, 1):

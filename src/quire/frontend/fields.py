@@ -18,6 +18,10 @@ def _empty(value: Any) -> bool:
     return value in ({}, [], "", False)
 
 
+def _zero(value: Any) -> bool:
+    return type(value) in (int, float) and value == 0
+
+
 def _never(value: Any) -> bool:
     return False
 
@@ -28,18 +32,37 @@ def _is(*values: Any) -> Callable[[Any], bool]:
 
 _SAME_WITHOUT: dict[str, Callable[[Any], bool]] = {
     "audio": _never,
+    "dry_multiplier": _zero,
+    "ebnf": _empty,
     "function_call": _is("none", "auto"),
     "functions": _empty,
+    "grammar": _empty,
+    "input_ids": _empty,
+    "json_schema": _empty,
     "kv_transfer_params": _never,
     "logits_processors": _empty,
+    "lora_path": _empty,
+    "mirostat": _zero,
     "modalities": _is(["text"]),
     "prompt_embeds": _never,
-    "repetition_detection": _never,
+    "regex": _empty,
+    "return_hidden_states": _empty,
+    "stop_regex": _empty,
     "suffix": _empty,
-    "thinking_token_budget": _is(-1),
+    "typical_p": _is(1, 1.0),
     "vllm_xargs": _empty,
     "web_search_options": _never,
+    "xtc_probability": _zero,
 }
+INSTEAD = {
+    "ebnf": "structured_outputs.grammar",
+    "functions": "tools",
+    "grammar": "structured_outputs.grammar",
+    "input_ids": "prompt of /v1/completions",
+    "json_schema": "structured_outputs.json",
+    "regex": "structured_outputs.regex",
+}
+"""What does the same here."""
 
 
 ELSEWHERE = tuple(_SAME_WITHOUT)

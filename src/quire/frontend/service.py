@@ -14,28 +14,31 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any, Protocol
 
+from quire.bounds import ThinkingLimit
 from quire.checkpoint import ModelFacts
 from quire.errors import RequestError, UnavailableError
 from quire.frontend.candidates import candidates
+from quire.frontend.fitting import CONTEXT_CODE, Fit
 from quire.frontend.parsers import Parser, ToolPlan, detect, find_thoughts, make_parser
+from quire.frontend.repetition import RepetitionWatch
 from quire.frontend.streams import RequestStream
 from quire.frontend.structured import HeldTo, gate_of, grammar_of
 from quire.frontend.templates import ChatTemplate
 from quire.frontend.tokenizer import Tokenizer
-from quire.frontend.truncation import truncated
 from quire.messages import Constraint, EngineStats, Ready
 from quire.observability.metrics import Metrics
-from quire.params import MAX_LOGPROBS, SamplingParams
+from quire.params import SamplingParams
+from quire.ranges import MAX_LOGPROBS
 from quire.structured import StructuredOutputsParams
 
-CONTEXT_CODE = "context_length_exceeded"
 CHARS_OF_TOKEN = 16
 """More than a token of usual text has: the beginning of a long prompt that is read before the rest."""
 MARGIN = 64
 """Tokens by which a text may have fewer than its beginning alone: words are cut there."""
+LAST_TOKENS = 64
+"""Of a prompt of token ids, to see whether it ends inside of thoughts."""
 _FROM_GENERATION_CONFIG = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
@@ -181,6 +184,11 @@ class TextService:
         return self._ready.vocab_size
 
     @property
+    def fit(self) -> Fit:
+        """What requests are checked against."""
+        return Fit(self.max_model_len, self.vocab_size, self.max_logprobs)
+
+    @property
     def _ready(self) -> Ready:
         if self.client.ready is None:
             raise UnavailableError("The model is still loading.")
@@ -308,12 +316,15 @@ class TextService:
         arrival = time.monotonic() if arrival is None else arrival
         if isinstance(prompt, str):
             text, prompt = prompt, self.encode(prompt, add_special_tokens=add_special_tokens)
-        prompt_ids = truncated(self.checked_ids(prompt, param), params, self.max_model_len, default_max_tokens)
+        fit = self.fit
+        prompt_ids = fit.truncated(fit.checked_ids(prompt, param), params, default_max_tokens)
         params = copy(params)
-        params.max_tokens = self._max_tokens(len(prompt_ids), params, param, default_max_tokens)
+        params.max_tokens = fit.max_tokens(len(prompt_ids), params, param, default_max_tokens)
+        if params.thinking_token_budget is not None:
+            params.thinking_limit = self._thinking_limit(params.thinking_token_budget, text, prompt_ids)
         if params.bad_words:
             params.bad_words_token_ids = params.bad_words_token_ids + self._bad_words(params.bad_words)
-        self._check_params(params)
+        fit.check_params(params)
         held = grammar is not None or params.structured_outputs is not None
         ends = () if params.ignore_eos and not held else self.end_token_ids
         return PreparedRequest(
@@ -349,81 +360,14 @@ class TextService:
         gate = gate_of(thoughts, self.tokenizer) if thoughts is not None else None
         return Constraint(held.grammar, held.param, gate, params.min_tokens, params.ignore_eos)
 
-    def checked_ids(self, ids: Sequence[int], param: str) -> list[int]:
-        """Token ids of a prompt, as plain integers.
-
-        Raises:
-            RequestError: none, or one outside the vocabulary.
-        """
-        checked = list(ids)
-        if not checked:
-            raise RequestError("The prompt has no tokens; at least 1 is needed.", param=param)
-        try:
-            checked = [token_id.__index__() for token_id in checked] if set(map(type, checked)) != {int} else checked
-            low, high = min(checked), max(checked)
-        except (AttributeError, TypeError):
-            raise RequestError("A prompt of token ids must be a list of integers.", param=param) from None
-        if low < 0 or high >= self.vocab_size:
-            bad = low if low < 0 else high
-            raise RequestError(f"Token id {bad} is outside the vocabulary, 0..{self.vocab_size - 1}.", param=param)
-        return checked
-
-    def _max_tokens(self, num_prompt: int, params: SamplingParams, param: str, default: int | None) -> int:
-        """How many tokens may be generated: as asked, or what fits."""
-        limit = self.max_model_len
-        room = limit - num_prompt
-        if room < 1:
-            raise RequestError(
-                f"The prompt has {num_prompt} tokens; the context holds {limit} (--max-model-len), "
-                f"and at least 1 is needed for the answer. Shorten it to {limit - 1} tokens or less.",
-                param=param,
-                code=CONTEXT_CODE,
-            )
-        if params.max_tokens is None:
-            return max(min(room, default or room), min(room, params.min_tokens))
-        if params.max_tokens > room:
-            raise RequestError(
-                f"The prompt has {num_prompt} tokens and max_tokens asks for {params.max_tokens} more; the context "
-                f"holds {limit} (--max-model-len). Shorten the prompt or ask for at most {room}.",
-                param="max_tokens",
-                code=CONTEXT_CODE,
-            )
-        return params.max_tokens
-
-    def _check_params(self, params: SamplingParams) -> None:
-        for name in ("logprobs", "prompt_logprobs"):
-            self.check_logprobs(name, getattr(params, name))
-        if params.max_tokens is not None and params.min_tokens > params.max_tokens:
-            raise RequestError(
-                f"min_tokens is {params.min_tokens}, but there is room for {params.max_tokens} tokens only.",
-                param="min_tokens",
-            )
-        for name, token_ids in (
-            ("stop_token_ids", params.stop_token_ids),
-            ("logit_bias", params.logit_bias),
-            ("allowed_token_ids", params.allowed_token_ids or ()),
-            ("bad_words_token_ids", chain.from_iterable(params.bad_words_token_ids)),
-        ):
-            largest = max(token_ids, default=0)
-            if largest >= self.vocab_size:
-                raise RequestError(
-                    f"{name}: {largest} is outside the vocabulary, 0..{self.vocab_size - 1}.", param=name
-                )
-
-    def check_logprobs(self, name: str, count: int | None) -> None:
-        """Refuse more log-probabilities than may be asked for; -1 asks for the whole vocabulary's.
-
-        Raises:
-            RequestError: about the field of this name.
-        """
-        most = self.max_logprobs
-        if count is None or most == -1 or 0 <= count <= most or (count == -1 and most >= self.vocab_size):
-            return
-        asked = f"-1 (all {self.vocab_size})" if count == -1 else str(count)
-        raise RequestError(
-            f"{name} must be in 0..{most}, got {asked}. The limit is --max-logprobs; LLM(max_logprobs=-1) has none.",
-            param=name,
-        )
+    def _thinking_limit(self, budget: int, text: str | None, prompt_ids: Sequence[int]) -> ThinkingLimit | None:
+        """In tokens; None where this prompt lets the model think no more."""
+        name = "thinking_token_budget"
+        if self.reasoning_parser is None:
+            raise RequestError(f"{name}: this model shows no thoughts that could be bounded.", param=name)
+        end = self.tokenizer.decode(prompt_ids[-LAST_TOKENS:], skip_special_tokens=False) if text is None else text
+        gate = gate_of(find_thoughts(self.reasoning_parser, end), self.tokenizer)
+        return ThinkingLimit(budget, gate.ends[0], gate.inside, gate.openers) if gate is not None else None
 
     def _bad_words(self, words: Sequence[str]) -> list[list[int]]:
         """Token ids of each word, as it stands at the beginning of a text and after a space."""
@@ -452,7 +396,9 @@ class TextService:
             for detokenizer, one in zip(detokenizers, candidates(params, self._random), strict=True):
                 if prepared.constraint is not None:
                     one.min_tokens = 0  # the grammar sees to it, unless nothing but the end can follow
-                stream = RequestStream(detokenizer, self.end_token_ids, self.observer(prepared), self._stream_interval)
+                watch = None if params.repetition_detection is None else RepetitionWatch(params.repetition_detection)
+                interval = params.stream_interval or self._stream_interval
+                stream = RequestStream(detokenizer, self.end_token_ids, self.observer(prepared), interval, watch)
                 first = first or (stream if count > 1 else None)
                 self.client.submit(
                     prepared.prompt_ids,

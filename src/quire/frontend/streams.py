@@ -19,6 +19,7 @@ import msgspec
 
 from quire.errors import DeadlineError, QuireError, RequestError, RequestFailedError
 from quire.frontend.detokenizer import AnyDetokenizer, NoDetokenizer
+from quire.frontend.repetition import DETECTED, REPETITION, RepetitionWatch
 from quire.messages import TokenLogprobs, TokenOutput
 
 _LATE = "The request was not begun within the time that it may wait: --max-queue-time, or less by its own timeout."
@@ -68,13 +69,39 @@ class RequestStream:
         end_token_ids: the model's own end tokens; they are no stop reason.
         observer: told about tokens and the end.
         interval: tokens in a delta, besides the first and the last ones; several at once may make it more.
+        watch: fresh, where an answer that repeats itself is to end.
 
     Attributes:
+        num_given: tokens that the consumer has.
         num_cached_tokens: prompt tokens that the prefix cache gave; known with the first output.
         prompt_logprobs: of the prompt's tokens from the second on, if asked for; complete with the first token.
         arrival, first_token, last_token: monotonic seconds; 0 while there is none.
         queued_s: seconds between arrival in the engine and the first step.
     """
+
+    __slots__ = (
+        "_abort",
+        "_collecting",
+        "_detokenizer",
+        "_end_token_ids",
+        "_ended",
+        "_error",
+        "_held",
+        "_id",
+        "_interval",
+        "_new",
+        "_observer",
+        "_sink",
+        "_waiter",
+        "_watch",
+        "arrival",
+        "first_token",
+        "last_token",
+        "num_cached_tokens",
+        "num_given",
+        "prompt_logprobs",
+        "queued_s",
+    )
 
     def __init__(
         self,
@@ -82,7 +109,9 @@ class RequestStream:
         end_token_ids: Collection[int] = (),
         observer: TokenObserver | None = None,
         interval: int = 1,
+        watch: RepetitionWatch | None = None,
     ) -> None:
+        self.num_given = 0
         self.num_cached_tokens = 0
         self.prompt_logprobs: list[TokenLogprobs] = []
         self.arrival = time.monotonic()
@@ -91,6 +120,7 @@ class RequestStream:
         self._end_token_ids = end_token_ids
         self._observer = observer
         self._interval = interval
+        self._watch = watch
         self._held: Delta | None = None  # fewer tokens than make a delta; None while the first is still to come
         self._id = -1
         self._abort: Callable[[int], None] | None = None
@@ -146,7 +176,7 @@ class RequestStream:
             return
         self._keep(delta)
         if delta.finish_reason:
-            if output.finish_reason is None and self._abort:  # a stop string: the engine does not know yet
+            if output.finish_reason is None and self._abort:  # ended by its text: the engine does not know yet
                 self._abort(self._id)
             self._end(delta.finish_reason, now)
         elif not self._collecting:
@@ -174,10 +204,13 @@ class RequestStream:
     def _taken(self, delta: Delta) -> bool:
         """Whether the sink has it. A sink's own error is the consumer's: he gets it raised, the others go on."""
         try:
-            return self._sink is not None and self._new is None and self._sink(delta)
+            if self._sink is None or self._new is not None or not self._sink(delta):
+                return False
         except Exception as error:  # noqa: BLE001 - raised again in next_delta
             self._sink, self._error = None, error
             return False
+        self.num_given += len(delta.token_ids)
+        return True
 
     def fail(self, error: QuireError) -> None:
         """End with an error; whoever consumes the stream gets it raised."""
@@ -224,6 +257,7 @@ class RequestStream:
             finally:
                 self._sink = None
         delta, self._new = self._new, None
+        self.num_given += len(delta.token_ids)
         return delta
 
     async def collect(self) -> Delta:
@@ -234,7 +268,9 @@ class RequestStream:
         if self._error is not None:
             raise self._error
         delta, self._new = self._new, None
-        return delta or Delta([], "", finish_reason="abort")
+        delta = delta or Delta([], "", finish_reason="abort")
+        self.num_given += len(delta.token_ids)
+        return delta
 
     def close(self) -> None:
         """Nobody reads any more: abort the request if it has not ended."""
@@ -261,7 +297,12 @@ class RequestStream:
 
     def _to_delta(self, output: TokenOutput) -> Delta:
         """Text for the tokens; a stop string may end the output before the engine does."""
-        token_ids, reason = output.token_ids, output.finish_reason
+        token_ids: list[int] = output.token_ids
+        reason: str | None = output.finish_reason
+        if self._watch is not None:
+            count = self._watch.feed(token_ids)
+            if count is not None and (count < len(token_ids) or reason is None):
+                token_ids, reason = token_ids[:count], REPETITION
         pushed = self._detokenizer.push(token_ids, stop_token=reason == "stop")
         text, stop = pushed.text, pushed.stop
         if reason is None and stop is None:  # nearly always
@@ -272,6 +313,9 @@ class RequestStream:
         if stop is not None:
             logprobs = output.logprobs[: pushed.num_tokens] if output.logprobs else None
             return Delta(token_ids[: pushed.num_tokens], text, logprobs, "stop", stop)
+        if reason == REPETITION:
+            logprobs = output.logprobs[: len(token_ids)] if output.logprobs else None
+            return Delta(list(token_ids), text, logprobs, reason, DETECTED)
         last = token_ids[-1] if token_ids else None
         stop_token = last if reason == "stop" and last not in self._end_token_ids else None
         return Delta(list(token_ids), text, output.logprobs, reason, stop_token)

@@ -74,6 +74,9 @@ class GenerateRequest(Request, kw_only=True):
     logit_bias: dict[str, float] = {}
     allowed_token_ids: list[int] | None = None
     bad_words: list[str] = []
+    logprob_token_ids: list[int] | None = None
+    thinking_token_budget: int | None = None
+    repetition_detection: dict[str, Any] | None = None
     max_tokens: int | None = None
     skip_special_tokens: bool = True
     add_special_tokens: bool | None = None
@@ -110,6 +113,11 @@ class GenerateRequest(Request, kw_only=True):
     def wanted_logprobs(self) -> int | None:
         """How many alternatives to report per token; None for no log-probabilities at all."""
         raise NotImplementedError
+
+    def shown_logprobs(self) -> int | None:
+        """How many are shown beside the chosen token's: those of `logprob_token_ids`, or the most likely ones."""
+        wanted = self.wanted_logprobs()
+        return wanted if wanted is None or not self.logprob_token_ids else len(self.logprob_token_ids)
 
     def wanted_tokens(self) -> int | None:
         """Most tokens to generate, None if the request does not say."""
@@ -212,6 +220,9 @@ _PLAIN_SAMPLING = (
     "spaces_between_special_tokens",
     "truncate_prompt_tokens",
     "truncation_side",
+    "logprob_token_ids",
+    "thinking_token_budget",
+    "repetition_detection",
 )
 
 

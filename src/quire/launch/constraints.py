@@ -18,6 +18,8 @@ from quire.messages import Ready
 NUM_WAITING = 1024
 """Requests that may have a first mask while they wait in line; more of them wait for theirs."""
 MAX_THREADS = 8
+MAX_WORKERS = 8
+"""Fewer on fewer cores: each is woken once per step, and a model that computes on the same cores pays for that."""
 
 
 def build_constraints(
@@ -26,6 +28,7 @@ def build_constraints(
     """No process is started yet."""
     model, limits = config.model, config.structured
     folder = resolve(model.tokenizer or model.model, None if model.tokenizer else model.revision, weights=False)
+    cores = len(os.sched_getaffinity(0))
     num_lines = ready.max_num_seqs + NUM_WAITING
     setup = Setup(
         tokenizer=str(folder / "tokenizer.json"),
@@ -33,8 +36,9 @@ def build_constraints(
         end_token_ids=list(facts.eos_token_ids) or list(Tokenizer.from_folder(folder).end_token_ids()),
         num_lines=num_lines,
         memory_bytes=limits.structured_outputs_memory << 20,
-        threads=max(1, min(MAX_THREADS, (os.cpu_count() or 1) // 2)),
+        threads=max(1, min(MAX_THREADS, cores // 2)),
     )
     pool = Pool(setup, job_seconds=limits.structured_outputs_timeout)
-    library = Library(pool, max_workers=limits.structured_outputs_workers, max_grammars=limits.structured_outputs_cache)
+    workers = limits.structured_outputs_workers or max(1, min(MAX_WORKERS, cores // 2))
+    library = Library(pool, max_workers=workers, max_grammars=limits.structured_outputs_cache)
     return Keeper(scheduler, pool, library, pace, num_lines=num_lines)

@@ -30,7 +30,7 @@ log = logging.getLogger("quire.request")
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 ERROR_STATUSES = (400, 401, 403, 404, 405, 408, 413, 415, 429, 431, 500, 503, 504)
 """Those that are counted."""
-FINISH_REASONS = ("stop", "length", "abort", "error")
+FINISH_REASONS = ("stop", "length", "abort", "error", "repetition")
 LABELS = ("model_name", "engine")
 PROMPT_TOKENS, GENERATION_TOKENS, FINISHED = 0, 1, 2
 """Places among the counters; from FINISHED on one per reason."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from itertools import repeat
+from typing import Any, NamedTuple
 
 from quire.frontend.beam import Beam
 from quire.frontend.candidates import Chosen, choose
@@ -14,11 +15,13 @@ from quire.messages import TokenLogprobs
 from quire.outputs import (
     BeamSearchSequence,
     CompletionOutput,
+    FlatLogprobs,
     Logprob,
     PositionLogprobs,
     RequestMetrics,
     RequestOutput,
 )
+from quire.params import SamplingParams
 
 
 class Numbered(NamedTuple):
@@ -39,7 +42,7 @@ class Results:
     ) -> RequestOutput:
         """The one output of a request that has ended."""
         chosen = choose(deltas, request.params)
-        outputs = [self.completion(index, one) for index, one in enumerate(chosen)]
+        outputs = [self.completion(index, one, request.params) for index, one in enumerate(chosen)]
         return self.request(id_, request, streams, outputs, finished=True)
 
     def request(
@@ -52,7 +55,9 @@ class Results:
         finished: bool,
     ) -> RequestOutput:
         """An output with these completions in it."""
-        scored = request.params.prompt_logprobs is not None
+        params, scores = request.params, None
+        if params.prompt_logprobs is not None:
+            scores = self._scores([None, *streams[0].prompt_logprobs], flat=params.flat_logprobs)
         return RequestOutput(
             request_id=id_,
             prompt=request.prompt,
@@ -60,26 +65,38 @@ class Results:
             outputs=outputs,
             finished=finished,
             num_cached_tokens=streams[0].num_cached_tokens,
-            prompt_logprobs=[None, *map(self.position, streams[0].prompt_logprobs)] if scored else None,
+            prompt_logprobs=scores,
             metrics=_metrics(streams, outputs, finished=finished),
         )
 
-    def completion(self, index: int, one: Chosen) -> CompletionOutput:
+    def completion(self, index: int, one: Chosen, params: SamplingParams) -> CompletionOutput:
         """One completion."""
-        delta = one.delta
+        delta, scores = one.delta, None
+        if delta.logprobs is not None:
+            scores = self._scores(delta.logprobs, flat=params.flat_logprobs, ranked=not params.logprob_token_ids)
         return CompletionOutput(
             index=index,
             text=delta.text,
             token_ids=delta.token_ids,
             cumulative_logprob=one.cumulative_logprob,
-            logprobs=[self.position(entry) for entry in delta.logprobs] if delta.logprobs is not None else None,
+            logprobs=scores,
             finish_reason=delta.finish_reason,
             stop_reason=delta.stop_reason,
         )
 
-    def position(self, entry: TokenLogprobs) -> PositionLogprobs:
-        """Chosen token first, then the most likely ones."""
-        ranks = [entry.rank, *range(1, len(entry.token_ids))]
+    def _scores(self, entries: Sequence[TokenLogprobs | None], *, flat: bool, ranked: bool = True) -> Any:
+        """Log-probabilities at each position: the chosen token first, then the others, whose ranks may not be known."""
+        if not flat:
+            return [None if entry is None else self.position(entry, ranked=ranked) for entry in entries]
+        found = FlatLogprobs()
+        for entry in entries:
+            found.append(None if entry is None else self.position(entry, ranked=ranked))
+        return found
+
+    def position(self, entry: TokenLogprobs, *, ranked: bool = True) -> PositionLogprobs:
+        """Log-probabilities at one position."""
+        num_others = len(entry.token_ids) - 1
+        ranks = [entry.rank, *(range(1, 1 + num_others) if ranked else repeat(None, num_others))]
         lines = zip(entry.token_ids, entry.logprobs, ranks, strict=True)
         text = self._tokenizer.token_text
         result: PositionLogprobs = {}

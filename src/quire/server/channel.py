@@ -19,10 +19,13 @@ class Channel:
         cycle: uvicorn's state of one request and its response.
     """
 
-    __slots__ = ("_cycle", "_on_gone")
+    __slots__ = ("_chunked", "_cycle", "_flow", "_on_gone", "_transport")
 
     def __init__(self, cycle: Any) -> None:
         self._cycle = cycle
+        self._flow = cycle.flow
+        self._transport = cycle.transport
+        self._chunked = False
         self._on_gone: Callable[[], None] | None = None
 
     def whole_body(self) -> bytes | None:
@@ -32,15 +35,22 @@ class Channel:
             return None
         return bytes(cycle.body)
 
+    def begin(self) -> None:
+        """The response's head was sent: from now on pieces may follow on the short way."""
+        self._chunked = bool(self._cycle.chunked_encoding) and not self._cycle.disconnected
+
+    def end(self) -> None:
+        """No more of them: the end goes ASGI's way."""
+        self._chunked = False
+
+    def write_now(self, data: bytes) -> None:
+        """Write a piece of a chunked body without waiting. Only while `ready`."""
+        self._transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+
     @property
     def ready(self) -> bool:
         """Whether `write_now` may be called: a chunked response is under way, and its reader keeps up."""
-        cycle = self._cycle
-        return cycle.chunked_encoding and not (cycle.flow.write_paused or cycle.disconnected or cycle.response_complete)
-
-    def write_now(self, data: bytes) -> None:
-        """Write a piece of a chunked body without waiting."""
-        self._cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        return self._chunked and not self._flow.write_paused
 
     def when_gone(self, call: Callable[[], None] | None) -> None:
         """Have `call` called if the client closes the connection; at once if it has."""
@@ -55,6 +65,7 @@ class Channel:
 
     def gone(self) -> None:
         """The connection is closed; said by the protocol."""
+        self._chunked = False
         if self.is_open:
             self._cycle.disconnected = True
             if self._on_gone is not None:

@@ -42,7 +42,7 @@ class ChatCompletions(GenerateRoute[ChatRequest]):
                 param="chat_template",
                 code="unsupported_parameter",
             )
-        service.check_logprobs("top_logprobs", request.wanted_logprobs())
+        service.fit.check_logprobs("top_logprobs", request.wanted_logprobs())
         params = request.sampling_params(service.default_sampling)
         plan = request.tool_plan()
         grammar = held_to_calls(plan, params.structured_outputs, service, call.warnings)
@@ -123,7 +123,7 @@ class ChatCompletions(GenerateRoute[ChatRequest]):
 
 def _shape(call: Call[ChatRequest]) -> ChatShape:
     as_ids = call.request.return_tokens_as_token_ids
-    return ChatShape(call.service.tokenizer, call.request.wanted_logprobs(), as_ids=as_ids)
+    return ChatShape(call.service.tokenizer, call.request.shown_logprobs(), as_ids=as_ids)
 
 
 def _echo(call: Call[ChatRequest]) -> str:
@@ -149,37 +149,32 @@ def _whole_call(call: ToolCall) -> dict[str, Any]:
 class _ChatWriter(ChoiceWriter):
     """First chunk: role; then text, reasoning and calls as the parser finds them; last chunk: finish_reason."""
 
+    __slots__ = ("_call", "_extras", "_has_calls", "_index", "_parser", "_shape")
+
     def __init__(self, call: Call[ChatRequest], index: int, extras: dict[str, Any]) -> None:
+        request = call.request
         self._call = call
         self._index = index
         self._extras = extras
         self._shape = _shape(call)
-        self._tells_ids = call.request.return_token_ids
-        self._plain = ChunkWriter(self._chunk({"content": ChunkWriter.PLACE}))
         self._parser = _parser(call)
-        self._is_plain = isinstance(self._parser, PlainParser)
-        self._opened = False
         self._has_calls = False
+        told = request.logprobs or request.return_token_ids or not isinstance(self._parser, PlainParser)
+        super().__init__(ChunkWriter(self._chunk({"content": ChunkWriter.PLACE})), only_text=not told)
 
-    def chunks(self, delta: Delta, usage: dict[str, Any] | None) -> bytes:
+    def whole_chunks(self, delta: Delta, usage: dict[str, Any] | None) -> bytes:
         logprobs = self._shape.of(delta.logprobs)
-        ids = delta.token_ids if self._tells_ids else None
-        data = b""
-        if not self._opened:
-            self._opened = True
-            data = self._opening()
+        ids = delta.token_ids if self._call.request.return_token_ids else None
         told = logprobs is not None or usage is not None or ids is not None
-        if self._is_plain and not told:
-            data += self._plain.chunk(delta.text) if delta.text else b""
-        else:
-            for contents in self._contents(delta, told=told):
-                data += event(self._chunk(contents, logprobs=logprobs, usage=usage, ids=ids))
-                logprobs = ids = None  # with the first of them
+        data = b""
+        for contents in self._contents(delta, told=told):
+            data += event(self._chunk(contents, logprobs=logprobs, usage=usage, ids=ids))
+            logprobs = ids = None  # with the first of them
         if delta.finish_reason is not None:
             data += event(self._chunk({}, delta, usage=usage))
         return data
 
-    def _opening(self) -> bytes:
+    def opening(self, usage: dict[str, Any] | None) -> bytes:
         data = event({**self._chunk({"role": "assistant", "content": ""}), **self._extras})
         echo = _echo(self._call)
         return data + (event(self._chunk({"content": echo})) if echo else b"")

@@ -69,8 +69,12 @@ class Completions(GenerateRoute[CompletionRequest]):
 
 
 def _shape(call: Call[CompletionRequest]) -> CompletionShape:
+    request = call.request
     return CompletionShape(
-        call.service.tokenizer, call.request.logprobs, as_ids=call.request.return_tokens_as_token_ids
+        call.service.tokenizer,
+        request.shown_logprobs(),
+        prompt_count=request.logprobs,
+        as_ids=request.return_tokens_as_token_ids,
     )
 
 
@@ -113,28 +117,27 @@ class _Echo:
 class _TextWriter(ChoiceWriter):
     """First chunk: what is asked about the prompt; last chunk: finish_reason."""
 
+    __slots__ = ("_call", "_index", "_shape")
+
     def __init__(self, call: Call[CompletionRequest], index: int) -> None:
+        request = call.request
         self._call = call
         self._index = index
         self._shape = _shape(call)
-        self._opened = not (call.request.echo or call.request.return_token_ids)
-        self._told = call.request.return_token_ids
-        self._plain = ChunkWriter(self._chunk(Delta([], ChunkWriter.PLACE)))
+        told = request.logprobs is not None or request.return_token_ids or request.only_prompt
+        super().__init__(ChunkWriter(self._chunk(Delta([], ChunkWriter.PLACE))), only_text=not told)
 
-    def chunks(self, delta: Delta, usage: dict[str, Any] | None) -> bytes:
-        data = b""
-        if self._call.request.only_prompt:
+    def whole_chunks(self, delta: Delta, usage: dict[str, Any] | None) -> bytes:
+        request = self._call.request
+        if request.only_prompt:
             delta = nothing_after(delta)
-        if not self._opened:
-            self._opened = True
-            data = self._opening(usage)
         logprobs = self._shape.of(delta.logprobs)
-        if logprobs is not None or usage is not None or self._told or delta.finish_reason is not None:
-            return data + event(self._chunk(delta, logprobs=logprobs, usage=usage, tell=self._told))
-        return data + (self._plain.chunk(delta.text) if delta.text else b"")
+        return event(self._chunk(delta, logprobs=logprobs, usage=usage, tell=request.return_token_ids))
 
-    def _opening(self, usage: dict[str, Any] | None) -> bytes:
+    def opening(self, usage: dict[str, Any] | None) -> bytes:
         call = self._call
+        if not (call.request.echo or call.request.return_token_ids):
+            return b""
         echo = _Echo.of(call, self._index)
         logprobs = self._shape.of((), echo.scored(call, self._index)) if echo else None
         delta = Delta([], echo.text if echo else "")

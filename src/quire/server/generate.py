@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -26,7 +26,7 @@ from quire.server.deadline import Deadline
 from quire.server.errors import describe
 from quire.server.limits import read_json_body
 from quire.server.outcome import collected, found_by_beams, made
-from quire.server.sse import DONE, EventStream, encode, event
+from quire.server.sse import DONE, ChunkWriter, EventStream, encode, event
 from quire.server.state import ServerState, new_id
 
 log = logging.getLogger("quire.server")
@@ -42,7 +42,6 @@ class Call(Generic[R]):
         request: checked.
         prepared: one per prompt.
         warnings: fields without effect; each begins with the field's name.
-        num_output: tokens that a stream has brought so far.
     """
 
     def __init__(self, id_: str, request: R, warnings: list[str], service: TextService, state: ServerState) -> None:
@@ -55,7 +54,6 @@ class Call(Generic[R]):
         self.created = int(time.time())
         self.arrival = time.monotonic()
         self.prepared: list[PreparedRequest] = []
-        self.num_output = 0
         self.streams: list[RequestStream] = []
 
     def prompt(self, index: int) -> PreparedRequest:
@@ -78,11 +76,16 @@ class Call(Generic[R]):
             **more,
         }
 
-    def usage(self, streams: Sequence[RequestStream], num_output: int) -> dict[str, Any]:
-        """Token counts so far; a token that follows a prompt which alone was asked for does not count."""
+    def usage(self, num_output: int | None = None) -> dict[str, Any]:
+        """Token counts so far; a token that follows a prompt which alone was asked for does not count.
+
+        num_output: generated; default: what the streams have given out.
+        """
         num_prompt = sum(len(prepared.prompt_ids) for prepared in self.prepared)
+        if num_output is None:
+            num_output = sum(stream.num_given for stream in self.streams)
         num_output = 0 if self.request.only_prompt else num_output
-        cached = sum(stream.num_cached_tokens for stream in streams[:: self.request.num_candidates])
+        cached = sum(stream.num_cached_tokens for stream in self.streams[:: self.request.num_candidates])
         return {
             "prompt_tokens": num_prompt,
             "completion_tokens": num_output,
@@ -129,12 +132,12 @@ class GenerateRoute(ABC, Generic[R]):
                 _admit(call.prepared, visit, deadline.start_by(visit.start_by(arrival)))
                 refuse_if(self._state.strict, call.warnings)
                 headers = {"x-request-id": scope["quire.request_id"], **warnings_header(call.warnings)}
-                with _started(call) as streams, deadline.over(streams):
+                with _started(call), deadline.over(call.streams):
                     if request.stream:
-                        await self._stream(call, streams, EventStream(send, headers, channel_of(scope)))
+                        await self._stream(call, EventStream(send, headers, channel_of(scope)))
                     else:
                         async with deadline.around(request.use_beam_search):
-                            await self._answer(call, streams, send, headers)
+                            await self._answer(call, send, headers)
         except ClientGone:
             log.debug("%s: the client is gone", call.id)
 
@@ -158,21 +161,21 @@ class GenerateRoute(ABC, Generic[R]):
 
     # ---- both forms ----------------------------------------------------------------------------------------------
 
-    async def _answer(self, call: Call[R], streams: list[RequestStream], send: Send, headers: dict[str, str]) -> None:
+    async def _answer(self, call: Call[R], send: Send, headers: dict[str, str]) -> None:
         deltas, num_output = await (found_by_beams(call) if call.request.use_beam_search else collected(call))
         more = {"warnings": call.warnings} if call.warnings else {}
 
         def body() -> bytes:
             choices = [self.choice(call, i, delta) for i, delta in enumerate(deltas)]
-            usage = call.usage(streams, num_output)
+            usage = call.usage(num_output)
             return encode(call.frame(self.answer_object, choices, usage=usage, **self.extras(call), **more))
 
         await answer(send, await made(call, body), headers=headers)
 
-    async def _stream(self, call: Call[R], streams: list[RequestStream], out: EventStream) -> None:
-        choices = [_OpenChoice(call, self.writer(call, i), stream, out) for i, stream in enumerate(streams)]
+    async def _stream(self, call: Call[R], out: EventStream) -> None:
+        choices = [_OpenChoice(call, self.writer(call, i), stream, out) for i, stream in enumerate(call.streams)]
         try:
-            await _all(choice.run(streams) for choice in choices)
+            await _all(choice.run() for choice in choices)
         except asyncio.CancelledError:
             raise
         except Exception as error:
@@ -182,28 +185,29 @@ class GenerateRoute(ABC, Generic[R]):
             return
         last = b""
         if call.request.include_usage:
-            usage = call.usage(streams, call.num_output)
-            last = event(call.frame(self.chunk_object, [], usage=usage))
+            last = event(call.frame(self.chunk_object, [], usage=call.usage()))
         await out.end(last + DONE)
 
 
 class _OpenChoice:
     """One choice while it is streamed: from its stream through its writer to the response that all choices share."""
 
+    __slots__ = ("_call", "_channel", "_out", "_stream", "_writer")
+
     def __init__(self, call: Call[Any], writer: ChoiceWriter, stream: RequestStream, out: EventStream) -> None:
         self._call = call
         self._writer = writer
         self._stream = stream
         self._out = out
+        self._channel = out.channel
 
-    async def run(self, streams: Sequence[RequestStream]) -> None:
+    async def run(self) -> None:
         """Until the end. Deltas between the first and the last are written by `_write_now`, which wakes nobody."""
         call, out = self._call, self._out
-        sink = None if call.request.continuous_usage else self._write_now
+        sink = None if call.request.continuous_usage or self._channel is None else self._write_now
         scored = call.request.wanted_prompt_logprobs() is not None
         while (delta := await self._stream.next_delta(sink)) is not None:
-            call.num_output += len(delta.token_ids)
-            usage = call.usage(streams, call.num_output) if call.request.continuous_usage else None
+            usage = call.usage() if call.request.continuous_usage else None
             make = partial(self._writer.chunks, delta, usage)
             data = await made(call, make) if scored else make()
             if data:
@@ -213,10 +217,9 @@ class _OpenChoice:
 
     def _write_now(self, delta: Delta) -> bool:
         """Write a delta as it arrives. A reader that is behind, or a response not begun, has it wait for `run`."""
-        channel = self._out.channel
+        channel = self._channel
         if channel is None or not channel.ready:
             return False
-        self._call.num_output += len(delta.token_ids)
         data = self._writer.chunks(delta, None)
         if data:
             channel.write_now(data)
@@ -231,11 +234,38 @@ def _with_warnings(data: bytes, warnings: list[str]) -> bytes:
 
 
 class ChoiceWriter(ABC):
-    """Turns one choice's deltas into events; subclasses know the shape."""
+    """Turns one choice's deltas into events; subclasses know the shape.
 
-    @abstractmethod
+    Nearly all chunks tell nothing but text: those are made here, of bytes that stand ready.
+
+    Args:
+        text: writes such chunks.
+        only_text: whether the request wants nothing else to be told between the first chunk and the last.
+    """
+
+    __slots__ = ("_begun", "_only_text", "_text")
+
+    def __init__(self, text: ChunkWriter, *, only_text: bool) -> None:
+        self._text = text
+        self._only_text = only_text
+        self._begun = False
+
     def chunks(self, delta: Delta, usage: dict[str, Any] | None) -> bytes:
         """The events for a delta; empty where there is nothing to tell yet."""
+        if not self._begun:
+            self._begun = True
+            return self.opening(usage) + self.chunks(delta, usage)
+        if self._only_text and usage is None and delta.finish_reason is None:
+            return self._text.chunk(delta.text) if delta.text else b""
+        return self.whole_chunks(delta, usage)
+
+    @abstractmethod
+    def opening(self, usage: dict[str, Any] | None) -> bytes:
+        """The events before all others, if there are any."""
+
+    @abstractmethod
+    def whole_chunks(self, delta: Delta, usage: dict[str, Any] | None) -> bytes:
+        """The events for a delta about which there may be more to tell than its text."""
 
 
 def _admit(prepared: Sequence[PreparedRequest], visit: Visit, start_by: float) -> None:
@@ -251,12 +281,12 @@ def _admit(prepared: Sequence[PreparedRequest], visit: Visit, start_by: float) -
 
 
 @contextmanager
-def _started(call: Call[Any]) -> Any:
-    """The streams of all prompts, closed at the end whatever happens; a beam search makes its own as it goes."""
+def _started(call: Call[Any]) -> Iterator[None]:
+    """Run all prompts as `call.streams`, closed at the end whatever happens. A beam search makes its own as it goes."""
     try:
         for prepared in () if call.request.use_beam_search else call.prepared:
             call.streams += call.service.start(prepared)
-        yield call.streams
+        yield
     finally:
         for stream in call.streams:
             stream.close()

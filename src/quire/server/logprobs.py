@@ -45,7 +45,7 @@ class ChatShape:
 
     Args:
         tokenizer: names the tokens.
-        count: how many of the most likely ones are shown, None for no log-probabilities at all.
+        count: how many are shown beside the chosen token, None for no log-probabilities at all.
         as_ids: write tokens as token_id:N.
     """
 
@@ -73,12 +73,16 @@ class ChatShape:
 class CompletionShape:
     """Log-probabilities in the completion API's shape; knows where in the text the next token begins.
 
-    Args as for `ChatShape`.
+    Args as for `ChatShape`, and:
+        prompt_count: how many are shown where the prompt is echoed.
     """
 
-    def __init__(self, tokenizer: Tokenizer, count: int | None, *, as_ids: bool = False) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, count: int | None, *, prompt_count: int | None = None, as_ids: bool = False
+    ) -> None:
         self._tokenizer = tokenizer
         self._count = count
+        self._prompt_count = prompt_count or 0
         self._as_ids = as_ids
         self._offset = 0
 
@@ -111,7 +115,7 @@ class CompletionShape:
             hidden = self._tokenizer.is_special(token_id) and not text.startswith(piece, self._offset)
             width = 0 if hidden else len(piece)
             if index and index <= len(entries):
-                self._add(shape, entries[index - 1], width, self._count or 0)
+                self._add(shape, entries[index - 1], width, self._prompt_count)
                 continue
             shape["tokens"].append(self._name(token_id))
             shape["token_logprobs"].append(None)

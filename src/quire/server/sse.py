@@ -29,6 +29,8 @@ class EventStream:
         channel: the short way, if there is one.
     """
 
+    __slots__ = ("_headers", "_send", "_starting", "channel", "started")
+
     def __init__(self, send: Send, headers: dict[str, str] | None = None, channel: Channel | None = None) -> None:
         self._send = send
         self._headers = {**_HEADERS, **(headers or {})}
@@ -44,6 +46,8 @@ class EventStream:
                     head = {"type": "http.response.start", "status": 200, "headers": encode_headers(self._headers)}
                     await self._send(head)
                     self.started = True
+                    if self.channel is not None:
+                        self.channel.begin()
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
     async def end(self, data: bytes = DONE) -> None:
@@ -51,6 +55,8 @@ class EventStream:
         if not self.started:
             await self.write(data)
             data = b""
+        if self.channel is not None:
+            self.channel.end()
         await self._send({"type": "http.response.body", "body": data, "more_body": False})
 
 
@@ -60,6 +66,8 @@ class ChunkWriter:
     Args:
         template: a chunk in which the text to replace is `PLACE`.
     """
+
+    __slots__ = ("_after", "_before")
 
     PLACE = "\u0001text\u0001"
 

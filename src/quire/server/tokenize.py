@@ -41,7 +41,7 @@ class Detokenize:
         service = self._state.require_service()
         request, warnings = decode(await read_json_body(scope, receive), DetokenizeRequest, strict=self._state.strict)
         self._state.check_model(request.model)
-        ids = service.checked_ids(request.tokens, "tokens") if request.tokens else []
+        ids = service.fit.checked_ids(request.tokens, "tokens") if request.tokens else []
         text = service.tokenizer.decode(ids, skip_special_tokens=False)
         await answer(send, encode({"prompt": text}), headers=warnings_header(warnings))
 

@@ -14,7 +14,7 @@ from quire.worker.attention.protocol import AttentionBackend
 from quire.worker.inputs import build_batch
 from quire.worker.kernels.protocol import Kernels
 from quire.worker.rows import Rows, to_device
-from quire.worker.sampling.logprobs import LogprobTensors, copy_to_host, to_host
+from quire.worker.sampling.logprobs import LogprobTensors, Wanted, copy_to_host, to_host
 from quire.worker.sampling.prompt import PromptScorer, Scored
 from quire.worker.sampling.protocol import SamplingBatch
 from quire.worker.sampling.sampler import Sampled
@@ -37,7 +37,7 @@ class RowSampler(Protocol):
         """One token per line of raw_logits [samples, vocab]."""
 
     def gather_logprobs(
-        self, logits: torch.Tensor, token_ids: torch.Tensor, wanted: tuple[tuple[int, int], ...]
+        self, logits: torch.Tensor, token_ids: torch.Tensor, wanted: tuple[Wanted, ...]
     ) -> LogprobTensors:
         """As `logprobs.gather_logprobs`."""
 

@@ -11,22 +11,44 @@ from quire.config import SchedulerConfig
 from quire.errors import ConfigError
 
 LARGE_GPU_BYTES = 70 << 30
-RATE = 7e14
-"""Operations per second of large products, and in the same way:"""
-READ = 4.3e12
-"""bytes read per second,"""
-LAYER_S = 2e-5
-"""the time in which a layer's kernels start and end,"""
-LAUNCH_S = 2.8e-4
-"""and that of launching them. An H200's; what is derived from them needs no more than the magnitude."""
 FREE = 0.85
 """Share of the time of the smallest step that prompts may fill."""
-LONGEST_STEP_S = 0.06
-"""Of steps in which somebody waits for the next token."""
-ALONE_S = 0.05
-"""Of steps in which nobody does, about."""
 PATIENCE_S = 0.2
-"""Prompts wait about so long at most, as far as the GPU can keep up."""
+"""Prompts wait about so long at most, as far as the device can keep up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """What a device can do, and how long a step may take on it. No more than the magnitude is needed.
+
+    rate: operations per second of large products.
+    read: bytes read per second.
+    layer_s: the time in which a layer's kernels start and end.
+    least_tokens: a step has room for so many at least.
+    longest_step_s: of steps in which somebody waits for the next token.
+    alone_s: of steps in which nobody does, about.
+    """
+
+    rate: float
+    read: float
+    layer_s: float
+    least_tokens: int
+    longest_step_s: float
+    alone_s: float
+
+
+H200 = Pace(rate=7e14, read=4.3e12, layer_s=2e-5, least_tokens=1, longest_step_s=0.06, alone_s=0.05)
+LAUNCH_S = 2.8e-4
+"""In which the host launches a layer's kernels on a GPU."""
+
+
+def cpu_pace(rate: float) -> Pace:
+    """Of a CPU, by the rate of its products. Smaller steps give the first of several prompts their token earlier;
+    below some 64 tokens products lose more than that is worth. See benchmarks/NOTES.md.
+    """
+    return Pace(rate, rate / 10, 0.0, least_tokens=64, longest_step_s=0.15, alone_s=0.25)
+
+
 _DTYPES = {
     "half": torch.float16,
     "float16": torch.float16,
@@ -119,28 +141,26 @@ def pick_max_model_len(wanted: int | None, checkpoint: int) -> int:
 
 
 def pick_mixed_sizes(
-    sizes: StepSizes, scheduler: SchedulerConfig, num_params: int, num_layers: int, device: torch.device
+    sizes: StepSizes, scheduler: SchedulerConfig, num_params: int, num_layers: int, pace: Pace
 ) -> StepSizes:
-    """How large steps are that mix prompts with generation, and up to where they are captured; nothing on a CPU.
+    """How large steps are that mix prompts with generation, and up to where a GPU captures them.
 
     A step takes at least the time of reading the weights and of its launches; the tokens that fit this time are free.
-    It takes at most LONGEST_STEP_S. Launching a layer eagerly takes the host LAUNCH_S: smaller steps get a graph.
+    It takes at most `longest_step_s`. Launching a layer eagerly takes the host LAUNCH_S: smaller steps get a graph.
     """
-    if device.type != "cuda":
-        return sizes
-    token_s = 2 * num_params / RATE
-    least_s = 2 * num_params / READ + num_layers * LAYER_S
-    captured = 1 << math.ceil(math.log2(num_layers * LAUNCH_S / token_s))
+    token_s = 2 * num_params / pace.rate
+    least_s = 2 * num_params / pace.read + num_layers * pace.layer_s
+    captured = 1 << math.ceil(math.log2(max(1, num_layers * LAUNCH_S / token_s)))
     captured = min(max(1024, min(4096, captured)), sizes.max_num_batched_tokens)
     if scheduler.mixed_step_tokens == 0 or not scheduler.enable_chunked_prefill:
         return replace(sizes, mixed_graph_tokens=captured)
     good = good_sizes(sizes.max_num_batched_tokens)
-    least = scheduler.mixed_step_tokens or _last(good, FREE * least_s / token_s)
+    least = scheduler.mixed_step_tokens or max(pace.least_tokens, _last(good, FREE * least_s / token_s))
     return replace(
         sizes,
-        mixed_sizes=(least, *(size for size in good if least < size <= LONGEST_STEP_S / token_s)),
+        mixed_sizes=(least, *(size for size in good if least < size <= pace.longest_step_s / token_s)),
         mixed_patience=max(1, int(PATIENCE_S / token_s)),
-        mixed_alone=max(least, _last(good, ALONE_S / token_s)),
+        mixed_alone=max(least, _last(good, pace.alone_s / token_s)),
         mixed_graph_tokens=captured,
     )
 

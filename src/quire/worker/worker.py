@@ -20,16 +20,19 @@ from quire.worker.attention.select import select_backend
 from quire.worker.kernels.native import NativeLibrary
 from quire.worker.kernels.select import has_triton_kernels, kernels_for, native_library
 from quire.worker.layers.build import Build
+from quire.worker.layers.linear import Linear
 from quire.worker.memory import GpuBudget, KVLayout, allocate_kv, cpu_available_bytes, plan_kv
 from quire.worker.models.load import load_model
 from quire.worker.native_graphs import NativeGraphs
 from quire.worker.quantization.select import select_scheme
 from quire.worker.rows import Rows
-from quire.worker.runner import Graphs, Pending, RowSampler, Runner
+from quire.worker.runner import Graphs, Pending, Runner
 from quire.worker.sampling.prompt import LINES, PromptScorer
 from quire.worker.sampling.sampler import Sampler, word_stages
 from quire.worker.sizes import (
+    H200,
     StepSizes,
+    cpu_pace,
     pick_device,
     pick_dtype,
     pick_max_model_len,
@@ -80,18 +83,19 @@ class Worker:
             backend=select_backend(self.device, native=native is not None),
             scheme=select_scheme(config.model.quantization, self.device, native),
             kernels=kernels_for(self.device, native),
+            max_model_len=max(0, max_model_len),
         )
         model = load_model(
             folder,
             model_facts,
             build,
-            load_format=config.model.load_format,
-            seed=config.model.seed,
+            config=config.model,
             progress=lambda done, total: progress("weights", done, total),
         )
         loaded = time.monotonic()
         num_params = sum(parameter.numel() for parameter in model.parameters())
-        sizes = pick_mixed_sizes(sizes, config.scheduler, num_params, len(model.kv_specs()), self.device)
+        pace = H200 if self.device.type == "cuda" else cpu_pace(product_rate(build))
+        sizes = pick_mixed_sizes(sizes, config.scheduler, num_params, len(model.kv_specs()), pace)
         house = _House(
             model,
             build,
@@ -143,7 +147,7 @@ class Worker:
         """Nothing is to be done: use the time. Whether there was a use for it."""
         return self._runner.prepare()
 
-    def settle(self, error: Exception) -> Trouble:
+    def judge(self, error: Exception) -> Trouble:
         """A step failed with this error: forget it, give back memory, and say what it means for further steps."""
         self._runner.forget()
         return trouble_of(error, self.device)
@@ -171,18 +175,18 @@ class _House:
         scorer = PromptScorer(most, self.vocab_size)
         if not has_triton_kernels(build.device):
             most_likely = build.kernels.most_likely  # plain or native ones, which have it
-            sampler: RowSampler = Sampler(most, self.vocab_size, build.device, most_likely=most_likely)
-            what = (self.model, build.backend, build.kernels, rows, kv)
-            if self.native is None or not self.use_graphs:
-                return Runner(*what, sampler, scorer)
-            return Runner(*what, sampler, scorer, (NativeGraphs(*what, self.native),))
+            sampler = Sampler(most, self.vocab_size, build.device, most_likely=most_likely)
+            captured: tuple[Graphs, ...] = ()
+            if self.native is not None and self.use_graphs and not self.model.routes:  # noted steps depend on no value
+                captured = (NativeGraphs(self.model, build.backend, rows, kv, sampler, self.native),)
+            return Runner(self.model, build.backend, build.kernels, rows, kv, sampler, scorer, captured)
         from quire.worker.graphs import DecodeGraphs, MixedGraphs, Parts
         from quire.worker.sampling.fused import FusedSampler
 
-        stages = word_stages(self.vocab_size, build.device)
+        stages = word_stages(most, self.vocab_size, build.device)
         fused = FusedSampler(most, self.vocab_size, build.device, stages, build.dtype)
         graphs: tuple[Graphs, ...] = ()
-        if self.use_graphs:
+        if self.use_graphs and not self.model.launched_only:
             parts, pool = Parts(self.model, build.backend, rows, kv, fused), torch.cuda.graph_pool_handle()
             graphs = (DecodeGraphs(parts, most, pool), MixedGraphs(parts, self.sizes.mixed_graph_tokens, most, pool))
         return Runner(self.model, build.backend, build.kernels, rows, kv, fused, scorer, graphs)
@@ -227,6 +231,20 @@ class _House:
         plan.new_rows[0] = _scored(plan.new_rows[0], plan.starts[0], max_model_len)
         runner.forward(plan)
         runner.sample(plan, {}).wait()
+
+
+def product_rate(build: Build) -> float:
+    """Operations per second of a middling product, the best of three: milliseconds on a CPU."""
+    layer = Linear(1024, (1024,), build)
+    layer.weight.data.zero_()
+    layer.finish()
+    x, times = torch.zeros(128, 1024, dtype=build.dtype), []
+    with torch.inference_mode():
+        for _ in range(3):
+            started = time.perf_counter()
+            layer(x)
+            times.append(time.perf_counter() - started)
+    return 2 * 128 * 1024 * 1024 / min(times)
 
 
 def _null_step(num_rows: int, num_tokens: int, max_model_len: int, params: SamplingParams) -> StepPlan:

@@ -20,7 +20,8 @@ from quire.engine.grammar import Masks
 from quire.engine.grammar.library import MAX_STRIKES, Entry, Library
 from quire.engine.grammar.pace import Pace
 from quire.engine.grammar.pool import Pool, Worker
-from quire.engine.grammar.wire import Advance, Compile, Compiled, Drop, Masked, Start
+from quire.engine.grammar.seats import Seat, Seats
+from quire.engine.grammar.wire import Advance, Compile, Compiled, Masked, Start
 from quire.engine.scheduler.request import Request
 from quire.engine.scheduler.scheduler import Scheduler, Step
 from quire.messages import Constraint, pack_ids
@@ -33,24 +34,6 @@ MOST_SECONDS = 0.2
 SLOW_SECONDS = 0.01
 """A grammar is slow when the masks of one step have taken this much processor time."""
 REST_SECONDS = 0.002
-
-
-class Seat:
-    """A matcher in a worker, and its line of the mask memory.
-
-    Attributes:
-        owner: None once the request has ended or moved.
-        num_jobs: sent and not answered.
-    """
-
-    __slots__ = ("line", "matcher", "num_jobs", "owner", "worker")
-
-    def __init__(self, matcher: int, line: int, worker: Worker, owner: Constrained) -> None:
-        self.matcher = matcher
-        self.line = line
-        self.worker = worker
-        self.owner: Constrained | None = owner
-        self.num_jobs = 1
 
 
 class Constrained:
@@ -105,10 +88,7 @@ class Keeper:
         self._pace = pace
         self._wait_seconds = wait_seconds
         self._live: dict[int, Constrained] = {}
-        self._seats: dict[int, Seat] = {}
-        self._free_lines = list(range(num_lines - 1, -1, -1))
-        self._without_line: list[Constrained] = []
-        self._next_matcher = 0
+        self._seats = Seats(pool, num_lines)
         self._last_step = time.monotonic()
 
     # ---- what the loop asks --------------------------------------------------------------------------------------
@@ -214,14 +194,11 @@ class Keeper:
         entry, request = constrained.entry, constrained.request
         if entry.state != "ready":
             return  # `_on_compiled` comes back to it
-        if not self._free_lines:
-            self._without_line.append(constrained)
-            return
         worker, constraint = entry.worker, constrained.constraint
         assert worker is not None
-        seat = Seat(self._next_matcher, self._free_lines.pop(), worker, constrained)
-        self._next_matcher += 1
-        self._seats[seat.matcher] = constrained.seat = seat
+        seat = constrained.seat = self._seats.take(worker, constrained)
+        if seat is None:
+            return  # `_start_those_without` comes back to it
         start = Start(
             entry.key,
             seat.matcher,
@@ -303,21 +280,15 @@ class Keeper:
     def _leave_seat(self, constrained: Constrained) -> None:
         seat, constrained.seat, constrained.mask = constrained.seat, None, None
         if seat is not None:
-            seat.owner = None
-            if not seat.worker.dead:
-                self._pool.send(seat.worker, Drop([seat.matcher]))
-            if not seat.num_jobs or seat.worker.dead:
-                self._free_seat(seat)
+            self._seats.leave(seat)
+            self._start_those_without()
 
-    def _free_seat(self, seat: Seat) -> None:
-        """Its line may be another's: nobody writes there any more."""
-        if self._seats.pop(seat.matcher, None) is None:
-            return
-        self._free_lines.append(seat.line)
-        while self._without_line and self._free_lines:
-            waiting = self._without_line.pop()
-            if waiting.request.state != "finished" and waiting.seat is None:
-                self._start(waiting)
+    def _start_those_without(self) -> None:
+        """Lines of the mask memory may be free again."""
+        while found := self._seats.may_try_again():
+            for constrained in found:
+                if constrained.request.state != "finished" and constrained.seat is None:
+                    self._start(constrained)
 
     # ---- steps ---------------------------------------------------------------------------------------------------
 
@@ -380,38 +351,33 @@ class Keeper:
                     self._begin(user)
 
     def _on_masked(self, message: Masked) -> None:
+        answered = self._seats.answered(message.matchers)
         if message.seconds > SLOW_SECONDS:
-            owners = (seat.owner for m in message.matchers if (seat := self._seats.get(m)) is not None)
-            entry = next((owner.entry for owner in owners if owner is not None), None)
+            entry = next((seat.owner.entry for seat in answered if seat.owner is not None), None)
             if entry is not None and not entry.slow:
                 self._slow_down(entry)
-        for matcher in message.matchers:
-            seat = self._seats.get(matcher)
-            if seat is None:
-                continue
-            seat.num_jobs -= 1
+        for seat in answered:
             owner = seat.owner
             if owner is None:
-                if not seat.num_jobs:
-                    self._free_seat(seat)
-            elif matcher in message.errors:
-                self._refuse(owner, message.errors[matcher])
+                continue
+            if seat.matcher in message.errors:
+                self._refuse(owner, message.errors[seat.matcher])
             elif not seat.num_jobs:
                 owner.mask = self._pool.line(seat.line)
                 if owner.entry.slow:
                     self._pace.slow(owner.request.id, ready=True)
                 self._scheduler.release_hold(owner.request)
+        self._start_those_without()
 
     def _on_lost(self, worker: Worker) -> None:
         """A worker has died, or was killed: whoever is to blame ends, the others move."""
         what = "took longer than its time limit" if worker.late else "crashed or ran out of its memory"
         job = worker.jobs[0] if worker.jobs else None
         owners: dict[int, int] = {}
-        for seat in [seat for seat in self._seats.values() if seat.worker is worker]:
+        for seat in self._seats.clear(worker):
             if seat.owner is not None:
                 owners[seat.matcher] = seat.owner.entry.key
                 seat.owner.seat = seat.owner.mask = None
-            self._free_seat(seat)
         entries = self._library.living_in(worker)
         for entry in entries:
             entry.worker = None
@@ -430,6 +396,7 @@ class Keeper:
                 self._library.compile(entry)
             else:
                 self._give_up(entry, "")
+        self._start_those_without()
 
     def _blamed(self, job: object, owners: dict[int, int]) -> set[int]:
         """Keys of the grammars that the worker was busy with; those of several are kept apart from then on."""

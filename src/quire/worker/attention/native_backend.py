@@ -11,7 +11,7 @@ import torch
 
 from quire.worker.attention.protocol import AttentionSpec, GraphSupport, HeadNorms, KVSpec, Turn
 from quire.worker.batch import Batch
-from quire.worker.kernels import native
+from quire.worker.kernels import native, native_jobs
 
 MAX_HEAD_DIM = 512
 
@@ -62,7 +62,7 @@ class NativeAttention:
         q = torch.empty(len(qkv), heads, dim, dtype=qkv.dtype)
         q_norm, k_norm, eps = norms if norms is not None else (None, None, 0.0)
         cos, sin = turn if turn is not None else (None, None)
-        job = native.Store(
+        job = native_jobs.Store(
             qkv.data_ptr(),
             q_norm.data_ptr() if q_norm is not None else None,
             k_norm.data_ptr() if k_norm is not None else None,
@@ -88,7 +88,7 @@ class NativeAttention:
         """See the protocol."""
         plan: _Plan = batch.attention_plan
         out = torch.empty(len(q), spec.num_heads * spec.head_dim, dtype=q.dtype)
-        job = native.Attend(
+        job = native_jobs.Attend(
             q.data_ptr(),
             kv.data_ptr(),
             out.data_ptr(),

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from quire.worker.kernels import activation, gemv, norm, rope, step
+from quire.worker.kernels import activation, experts, gemv, norm, rope, step
 from quire.worker.kernels.choices import Choices
 
 
@@ -19,6 +19,7 @@ class TritonKernels:
     """
 
     name = "triton"
+    wide_norms = True
 
     def __init__(self, folder: Path | None = None) -> None:
         self._choices = Choices(folder)
@@ -52,6 +53,22 @@ class TritonKernels:
     def gated(self, x: torch.Tensor, kind: str) -> torch.Tensor:
         """One pass."""
         return activation.gated(x, kind)
+
+    def embed(self, ids: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """torch's."""
+        return F.embedding(ids, weight)
+
+    def experts(
+        self,
+        x: torch.Tensor,
+        gate_up: torch.Tensor,
+        down: torch.Tensor,
+        chosen: torch.Tensor,
+        weights: torch.Tensor,
+        kind: str,
+    ) -> torch.Tensor:
+        """Tokens sorted by expert, two grouped products."""
+        return experts.experts(x, gate_up, down, chosen, weights, kind)
 
     def turns(
         self, positions: torch.Tensor, frequency: torch.Tensor, scale: float, dtype: torch.dtype

@@ -1,4 +1,4 @@
-"""The C++ kernels, called through ctypes. Structures and functions are those of `cpp/`, field by field.
+"""The C++ kernels, called through ctypes: jobs of `native_jobs`, run in order by `run_jobs`.
 
 Tensors are float32 or bfloat16 and contiguous; every call returns when its result is there.
 """
@@ -16,44 +16,14 @@ import torch
 
 from quire.worker.kernels import native_build
 from quire.worker.kernels.native_build import BuildError
+from quire.worker.kernels.native_jobs import NUMBERS, Call, Choose, Gather, Linear, Norm, Pick, Turn
 from quire.worker.kernels.plain import PlainKernels
 
 log = logging.getLogger("quire.engine")
 
 FORMATS = (torch.float32, torch.bfloat16)
 PANEL = 32
-_Pointer, _Int, _Flag, _Float = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_float
-
-
-def _structure(name: str, **fields: type) -> type[ctypes.Structure]:
-    return type(name, (ctypes.Structure,), {"_fields_": list(fields.items())})
-
-
-def _pointers(names: str) -> dict[str, type]:
-    return dict.fromkeys(names.split(), _Pointer)
-
-
-def _ints(names: str) -> dict[str, type]:
-    return dict.fromkeys(names.split(), _Int)
-
-
-Linear = _structure(
-    "Linear", **_pointers("x weight scales sums bias out"), **_ints("rows inputs outs"), layout=_Flag, gate=_Flag
-)
-Norm = _structure("Norm", **_pointers("x weight residual out"), **_ints("rows size"), eps=_Float)
-Attend = _structure(
-    "Attend",
-    **_pointers("q kv out tables rows starts kv_lens"),
-    **_ints("table_width requests heads kv_heads dim block_size window"),
-    scale=_Float,
-    soft_cap=_Float,
-)
-Store = _structure(
-    "Store",
-    **_pointers("qkv q_norm k_norm cos sin slots kv q_out"),
-    **_ints("tokens heads kv_heads dim block_size"),
-    eps=_Float,
-)
+_Pointer, _Int, _Flag = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,19 +37,6 @@ class Packed:
     outs: int
     inputs: int
     layout: int
-
-
-KINDS = ("linear_bf16", "linear_int8", "norm", "store_paged", "attend_paged")
-"""Functions of one job each, in the order of `run_jobs`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """A call that was made; `wide` says float32."""
-
-    name: str
-    job: ctypes.Structure
-    wide: int
 
 
 class NativeLibrary:
@@ -133,14 +90,15 @@ class NativeLibrary:
     # ---- calls -----------------------------------------------------------------------------------------------------
 
     def _call(self, name: str, job: ctypes.Structure, wide: int) -> None:
-        getattr(self._library, name)(ctypes.byref(job), wide)
+        call = Call(name, job, wide)
+        self.sequence([call])()
         if self.on_call is not None:
-            self.on_call(Call(name, job, wide))
+            self.on_call(call)
 
     def sequence(self, calls: Sequence[Call]) -> Callable[[], None]:
         """One call that repeats all of these in order; their tensors must stay alive."""
         num = len(calls)
-        kinds = (_Flag * num)(*(KINDS.index(call.name) for call in calls))
+        kinds = (_Flag * num)(*(NUMBERS[call.name] for call in calls))
         jobs = (_Pointer * num)(*(ctypes.addressof(call.job) for call in calls))
         wides = (_Flag * num)(*(call.wide for call in calls))
         kept = tuple(calls)
@@ -206,12 +164,68 @@ class NativeLibrary:
         self._call("norm", job, _wide(x))
         return out
 
+    # ---- the begin and the end of a step ------------------------------------------------------------------------
+
+    def gather(
+        self,
+        rows: torch.Tensor,
+        query_starts: torch.Tensor,
+        num_tokens: int,
+        computed: torch.Tensor,
+        tokens: torch.Tensor,
+        tables: torch.Tensor,
+        block_size: int,
+        *,
+        advance: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """As `protocol.Kernels.gather`, of int32 tables; `advance` counts the step's tokens as computed."""
+        ids = torch.empty(num_tokens, dtype=torch.int32)
+        positions, slots = torch.empty(num_tokens, dtype=torch.int64), torch.empty(num_tokens, dtype=torch.int64)
+        kv_lens = torch.empty(len(rows), dtype=torch.int32)
+        read = (rows, query_starts, computed, tokens, tables)
+        job = Gather(
+            *(tensor.data_ptr() for tensor in (*read, ids, positions, slots, kv_lens)),
+            computed.data_ptr() if advance else None,
+            len(rows),
+            tokens.stride(0),
+            tables.stride(0),
+            block_size,
+        )
+        self._call("gather", job, 0)
+        return ids, positions, slots, kv_lens
+
+    def embed(self, ids: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """ids [tokens] int32, weight [vocab, hidden] -> [tokens, hidden]."""
+        out = torch.empty(len(ids), weight.shape[1], dtype=weight.dtype)
+        line = weight.shape[1] * weight.element_size()
+        self._call("pick", Pick(ids.data_ptr(), weight.data_ptr(), out.data_ptr(), len(ids), line), 0)
+        return out
+
+    def turns(
+        self, positions: torch.Tensor, frequency: torch.Tensor, scale: float, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """positions [tokens] int64, frequency [half] float32 -> cos and sin [tokens, half]."""
+        cos, sin = (torch.empty(len(positions), len(frequency), dtype=dtype) for _ in range(2))
+        tensors = (positions, frequency, cos, sin)
+        job = Turn(*(tensor.data_ptr() for tensor in tensors), *cos.shape, scale)
+        self._call("turn", job, _wide(cos))
+        return cos, sin
+
     def most_likely(self, logits: torch.Tensor) -> torch.Tensor:
         """[rows] int64: the first of the largest of each row."""
-        out = torch.empty(len(logits), dtype=torch.int64)
-        places = (_Pointer(tensor.data_ptr()) for tensor in (logits, out))
-        self._library.most_likely(*places, _Int(len(logits)), _Int(logits.shape[1]), _wide(logits))
-        return out
+        ids = torch.empty(len(logits), dtype=torch.int64)
+        self._call(
+            "choose", Choose(logits.data_ptr(), ids.data_ptr(), None, None, None, *logits.shape, 0), _wide(logits)
+        )
+        return ids
+
+    def choice(
+        self, logits: torch.Tensor, ids: torch.Tensor, rows: torch.Tensor, tokens: torch.Tensor, lens: torch.Tensor
+    ) -> Call:
+        """The call that finds the most likely ids [rows] int64 and appends them to their rows; it is not made."""
+        tensors = (logits, ids, rows, tokens, lens)
+        job = Choose(*(tensor.data_ptr() for tensor in tensors), *logits.shape, tokens.stride(0))
+        return Call("choose", job, _wide(logits))
 
     # ---- attention ---------------------------------------------------------------------------------------------
 
@@ -228,6 +242,7 @@ class NativeKernels(PlainKernels):
     """See `protocol.Kernels`."""
 
     name = "native"
+    wide_norms = False
 
     def __init__(self, library: NativeLibrary) -> None:
         self._library = library
@@ -245,6 +260,33 @@ class NativeKernels(PlainKernels):
         if not (_fits(x) and _fits(residual)):
             return super().add_rms_norm(x, residual, weight, eps)
         return self._library.norm(x, residual, weight, eps), residual
+
+    def embed(self, ids: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """Line by line."""
+        if ids.dtype != torch.int32 or ids.dim() != 1 or not (ids.is_contiguous() and weight.is_contiguous()):
+            return super().embed(ids, weight)
+        return self._library.embed(ids, weight)
+
+    def turns(
+        self, positions: torch.Tensor, frequency: torch.Tensor, scale: float, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """In one pass."""
+        if dtype not in FORMATS or positions.dtype != torch.int64 or not positions.is_contiguous():
+            return super().turns(positions, frequency, scale, dtype)
+        return self._library.turns(positions, frequency, scale, dtype)
+
+    def gather(
+        self,
+        rows: torch.Tensor,
+        query_starts: torch.Tensor,
+        requests: torch.Tensor,
+        computed: torch.Tensor,
+        tokens: torch.Tensor,
+        tables: torch.Tensor,
+        block_size: int,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """In one pass."""
+        return self._library.gather(rows, query_starts, len(requests), computed, tokens, tables, block_size)
 
     def most_likely(self, logits: torch.Tensor) -> torch.Tensor:
         """In one pass."""

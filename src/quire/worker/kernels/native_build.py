@@ -42,7 +42,7 @@ class Build:
     def __init__(self, folder: Path, compilers: Sequence[str] = COMPILERS, more_flags: tuple[str, ...] = ()) -> None:
         self._folder = folder
         self._flags = (*FLAGS, *more_flags)
-        self._compilers = [*filter(None, [os.environ.get("CXX")]), *compilers]
+        self._compilers = compilers
         self._path: Path | None = None
         self._error: BuildError | None = None
         self._thread = threading.Thread(target=self._run, name="quire-build", daemon=True)
@@ -69,15 +69,24 @@ class Build:
             self._error = BuildError(f"the C++ kernels could not be built: {error}")
 
     def _find_or_build(self) -> Path:
-        compiler = next((found for name in self._compilers if (found := shutil.which(name))), None)
+        compiler = find_compiler(self._compilers)
         if compiler is None:
-            raise BuildError(f"no C++ compiler here ({', '.join(self._compilers)})")
+            raise BuildError(f"no C++ compiler here ({', '.join(_wanted(self._compilers))})")
         library = self._folder / f"{_key(compiler, self._flags)}.so"
         if not library.exists():
             self._folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=self._folder) as private:
                 _compile(compiler, self._flags, Path(private), library)
         return library
+
+
+def find_compiler(names: Sequence[str] = COMPILERS) -> str | None:
+    """The path of the first that is there; $CXX goes before them."""
+    return next((found for name in _wanted(names) if (found := shutil.which(name))), None)
+
+
+def _wanted(names: Sequence[str]) -> list[str]:
+    return [*filter(None, [os.environ.get("CXX")]), *names]
 
 
 @functools.cache

@@ -20,6 +20,7 @@ class PlainKernels:
     """See `protocol.Kernels`."""
 
     name = "torch"
+    wide_norms = True
 
     def measure_next(self) -> bool | None:
         """There is no choice."""
@@ -51,9 +52,30 @@ class PlainKernels:
         gate, up = x.chunk(2, dim=-1)
         return ACTIVATIONS[kind](gate).mul_(up)
 
+    def experts(
+        self,
+        x: torch.Tensor,
+        gate_up: torch.Tensor,
+        down: torch.Tensor,
+        chosen: torch.Tensor,
+        weights: torch.Tensor,
+        kind: str,
+    ) -> torch.Tensor:
+        """Expert by expert, those that were chosen."""
+        out = torch.zeros_like(x)
+        for expert in chosen.unique().tolist():
+            token, place = torch.where(chosen == expert)
+            inner = self.gated(F.linear(x[token], gate_up[expert]), kind)
+            out.index_add_(0, token, F.linear(inner, down[expert]) * weights[token, place, None])
+        return out
+
     def most_likely(self, logits: torch.Tensor) -> torch.Tensor:
         """[rows]; the first of equal ones. On a CPU `max` is several times faster than `argmax`, most so in 16 bits."""
         return logits.max(dim=1).indices
+
+    def embed(self, ids: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """A look-up."""
+        return F.embedding(ids, weight)
 
     def turns(
         self, positions: torch.Tensor, frequency: torch.Tensor, scale: float, dtype: torch.dtype

@@ -11,6 +11,8 @@ class Kernels(Protocol):
     """Operations on activations; x is contiguous, in the model's number format. None of them waits for the device."""
 
     name: str
+    wide_norms: bool
+    """Weights of norms may be float32 whatever x is."""
 
     def measure_next(self) -> bool | None:
         """Use spare time to measure a choice: whether one changed; None if nothing is left."""
@@ -31,6 +33,23 @@ class Kernels(Protocol):
 
     def gated(self, x: torch.Tensor, kind: str) -> torch.Tensor:
         """act(gate) * up of x [tokens, gate | up]; kind is silu, gelu, gelu_tanh or relu."""
+
+    def embed(self, ids: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """Lines of weight [vocab, hidden] by ids [tokens]."""
+
+    def experts(
+        self,
+        x: torch.Tensor,
+        gate_up: torch.Tensor,
+        down: torch.Tensor,
+        chosen: torch.Tensor,
+        weights: torch.Tensor,
+        kind: str,
+    ) -> torch.Tensor:
+        """Sum over k of weights[:, k] * down[e] @ gated(gate_up[e] @ x), e = chosen[:, k].
+
+        x [tokens, hidden], gate_up [num, 2 * width, hidden], down [num, hidden, width], chosen and weights [tokens, k].
+        """
 
     def turns(
         self, positions: torch.Tensor, frequency: torch.Tensor, scale: float, dtype: torch.dtype

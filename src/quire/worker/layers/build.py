@@ -19,6 +19,7 @@ class Build:
     backend: attention for every layer.
     scheme: how linear layers keep their weights.
     kernels: the operations between them.
+    max_model_len: the longest request that is served; 0 is what the checkpoint names.
     """
 
     dtype: torch.dtype
@@ -26,3 +27,4 @@ class Build:
     backend: AttentionBackend
     scheme: Scheme
     kernels: Kernels
+    max_model_len: int = 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from quire.worker.layers.build import Build
@@ -11,16 +10,19 @@ from quire.worker.quantization.protocol import Shard, parameter
 
 
 class Embedding(nn.Module):
-    """weight [vocab, hidden]."""
+    """weight [vocab, hidden]; what is looked up is multiplied by `scale`, which is rounded as the weights are."""
 
-    def __init__(self, vocab_size: int, hidden_size: int, build: Build) -> None:
+    def __init__(self, vocab_size: int, hidden_size: int, build: Build, *, scale: float | None = None) -> None:
         super().__init__()
+        self.scale = None if scale is None else float(torch.tensor(scale).to(build.dtype))
         self.weight = parameter(
             (vocab_size, hidden_size), dtype=build.dtype, device=build.device, shard=Shard(0, (vocab_size,))
         )
+        self._kernels = build.kernels
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:  # [tokens] -> [tokens, hidden]
-        return F.embedding(input_ids, self.weight)
+        found = self._kernels.embed(input_ids, self.weight)
+        return found if self.scale is None else found * self.scale
 
 
 class TiedHead(nn.Module):

@@ -18,6 +18,7 @@ class Linear(nn.Module):
         out_parts: width of each fused output; a plain projection has one.
         cut: how several devices would share it: 0 by outputs (each its heads), 1 by inputs (sums follow).
         is_gated: it is a gate and an up projection, which `gated` multiplies together.
+        order: the checkpoint's outputs come in another order: ours are its `order[0]`, `order[1]`, ...
     """
 
     def __init__(
@@ -29,6 +30,7 @@ class Linear(nn.Module):
         bias: bool = False,
         cut: int = 0,
         is_gated: bool = False,
+        order: torch.Tensor | None = None,
     ) -> None:
         super().__init__()
         self.in_features = in_features
@@ -39,11 +41,15 @@ class Linear(nn.Module):
         self.dtype = build.dtype
         self.device = build.device
         self.kernels = build.kernels
+        self._order = order
         self._scheme = build.scheme
         self._scheme.params(self)
 
     def finish(self) -> None:
         """Called by the loader when the parameters are filled."""
+        if self._order is not None:
+            for param in self.parameters(recurse=False):
+                param.copy_(param[self._order])
         self._scheme.finish(self)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # [..., in] -> [..., sum(out_parts)]

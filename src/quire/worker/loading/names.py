@@ -70,6 +70,26 @@ class Skip:
         return None if f".{self.words}." in f".{target.name}." else target
 
 
+@dataclass(frozen=True, slots=True)
+class StackExperts:
+    """Every expert's matrices lie one below the other: experts.3.{gate} is part 6 of experts.gate_up, experts.3.{up}
+    part 7, and experts.3.{down} part 3 of experts.down."""
+
+    gate: str
+    up: str
+    down: str
+
+    def apply(self, target: Target) -> Target | None:
+        before, found, after = target.name.partition(".experts.")
+        number, _, name = after.partition(".")
+        name = name.removesuffix(".weight")
+        if not found or not number.isdecimal() or len(number) > 6 or name not in (self.gate, self.up, self.down):
+            return target
+        if name == self.down:
+            return Target(f"{before}.experts.down", int(number))
+        return Target(f"{before}.experts.gate_up", 2 * int(number) + (name == self.up))
+
+
 def translate(name: str, rules: Iterable[Rule]) -> Target | None:
     """Where a checkpoint's tensor goes; None is nowhere, on purpose."""
     target: Target | None = Target(name)

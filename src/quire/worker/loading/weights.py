@@ -118,7 +118,7 @@ def _plan(
     plan: dict[Path, list[_Move]] = {path: [] for path in files}
     for path, entry in ((path, entry) for path, entries in files.items() for entry in entries):
         target = translate(entry.name, rules)
-        if target is not None and target.name not in params:
+        if target is not None and not _has_place(params, target):
             unexpected.append(entry.name)
             continue
         if target is not None:
@@ -134,6 +134,10 @@ def _plan(
     if unexpected:
         raise StartupError(f"{folder}: the weights hold what this model has no place for: {_listed(unexpected)}.")
     return plan
+
+
+def _has_place(params: dict[str, nn.Parameter], target: Target) -> bool:
+    return target.name in params and (target.part is None or target.part < len(shard_of(params[target.name]).parts))
 
 
 def _check(param: torch.Tensor, target: Target, entry: Entry, path: Path) -> None:

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 from torch import nn
 
 from quire.checkpoint import ModelFacts
+from quire.config import ModelConfig
 from quire.errors import ConfigError
 from quire.worker.layers.build import Build
 from quire.worker.loading.weights import fill_from_files, fill_with_random
-from quire.worker.models.registry import build_model
+from quire.worker.models.registry import find_class, unknown
+
+log = logging.getLogger("quire.engine")
 
 
 def load_model(
     folder: Path,
     facts: ModelFacts,
     build: Build,
+    config: ModelConfig | None = None,
     *,
-    load_format: str = "auto",
-    seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> nn.Module:
     """Build the model on its device and fill it.
@@ -28,21 +32,36 @@ def load_model(
     Args:
         folder: the checkpoint.
         facts: `read_facts(folder)`.
-        load_format: auto and safetensors stream the files; dummy fills with random numbers and needs no weight files.
-        seed: of the dummy weights.
+        config: whose code, where weights come from, and the seed of random ones; None is the defaults.
         progress: called with (bytes done, bytes in all).
 
     Raises:
         ConfigError: an unknown architecture, a config that cannot be, no usable weights.
         StartupError: broken weights, or weights of another model.
     """
+    config = config or ModelConfig(model=str(folder))
     quantized = facts.config.section("quantization_config") or facts.config.section("compression_config")
     if quantized is not None:
         method = quantized.values.get("quant_method", "an unnamed scheme")
         raise ConfigError(f"{facts.config.where}: weights quantized with {method} are not supported yet.")
-    model = build_model(facts, build).eval()
-    if load_format == "dummy":
-        fill_with_random(model, seed)
+    made = None if config.model_impl == "transformers" else find_class(facts)
+    if made is None:
+        return _by_transformers(folder, facts, build, config)
+    model = made(facts, build).eval()
+    if config.load_format == "dummy":
+        fill_with_random(model, config.seed)
     else:
         fill_from_files(model, model.weight_map(), folder, progress)
     return model
+
+
+def _by_transformers(folder: Path, facts: ModelFacts, build: Build, config: ModelConfig) -> nn.Module:
+    if config.model_impl == "quire" or find_spec("transformers") is None:
+        raise unknown(facts)
+    if config.quantization is not None:
+        raise ConfigError(f"--quantization {config.quantization}: models in transformers' own code keep their weights.")
+    log.info("%s runs in transformers' own code, slower than Quire's models do.", ", ".join(facts.architectures))
+    from quire.worker.models.fallback import TransformersForCausalLM
+
+    dummy = config.load_format == "dummy"
+    return TransformersForCausalLM(folder, facts, build, dummy=dummy, remote_code=config.trust_remote_code)

@@ -1,33 +1,45 @@
-"""Qwen 3, dense (Yang et al. 2025): q and k are normalised per head; biases only where the config says so."""
+"""Qwen 3 (Yang et al. 2025): q and k are normalised per head; dense, and with experts."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from torch import nn
 
 from quire.checkpoint import ModelFacts
-from quire.worker.layers.blocks import CausalLM, DecoderLayer, Shape, layer_windows
 from quire.worker.layers.build import Build
-from quire.worker.loading.names import Fuse, Rule, Skip
+from quire.worker.layers.experts import sparse_mlp
+from quire.worker.layers.norm import RMSNorm
+from quire.worker.layers.shape import Shape, layer_windows
+from quire.worker.loading.names import Rule, StackExperts
+from quire.worker.models.dense import DenseCausalLM
 
 
-class Qwen3ForCausalLM(CausalLM):
-    """Qwen 3; its head_dim is its own number, not hidden_size / heads."""
+class Qwen3ForCausalLM(DenseCausalLM):
+    """Its head_dim is its own number, not hidden_size / heads; biases only where the config says so."""
 
-    def __init__(self, facts: ModelFacts, build: Build) -> None:
-        shape = Shape.read(facts.config, kv_heads=32, head_dim=128)
-        windows = layer_windows(facts.config, shape.num_layers)
+    absent = {"num_key_value_heads": 32, "head_dim": 128}
+
+    def attention(self, facts: ModelFacts, shape: Shape, build: Build, index: int) -> dict[str, Any]:
+        """See DenseCausalLM."""
         bias = facts.config.flag("attention_bias", False)
+        return {
+            "qkv_bias": bias,
+            "out_bias": bias,
+            "head_norm": lambda: RMSNorm(shape.head_dim, shape.norm_eps, build),
+            "window": layer_windows(facts.config, shape.num_layers)[index],
+        }
 
-        def layer(index: int) -> nn.Module:
-            return DecoderLayer(shape, index, build, qkv_bias=bias, out_bias=bias, qk_norm=True, window=windows[index])
 
-        super().__init__(shape, facts.config, build, layer)
+class Qwen3MoeForCausalLM(Qwen3ForCausalLM):
+    """Qwen 3 MoE."""
+
+    absent = {"num_key_value_heads": 4, "head_dim": 128}
+
+    def mlp(self, facts: ModelFacts, shape: Shape, build: Build, index: int) -> nn.Module:
+        """See DenseCausalLM."""
+        return sparse_mlp(facts.config, shape, build, index, num=128, k=8, width=768)
 
     def weight_map(self) -> tuple[Rule, ...]:
         """Checkpoint names to ours."""
-        return (
-            Fuse("qkv_proj", "q_proj", "k_proj", "v_proj"),
-            Fuse("gate_up_proj", "gate_proj", "up_proj"),
-            Skip("rotary_emb.inv_freq"),
-            *((Skip("lm_head"),) if self.tied else ()),
-        )
+        return (StackExperts("gate_proj", "up_proj", "down_proj"), *super().weight_map())

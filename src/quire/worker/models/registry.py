@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
+from difflib import get_close_matches
 
 from torch import nn
 
@@ -11,22 +13,40 @@ from quire.errors import ConfigError
 from quire.worker.layers.build import Build
 
 MODELS = {
-    "LlamaForCausalLM": "llama:LlamaForCausalLM",
-    "MistralForCausalLM": "llama:MistralForCausalLM",
-    "Qwen2ForCausalLM": "qwen2:Qwen2ForCausalLM",
-    "Qwen3ForCausalLM": "qwen3:Qwen3ForCausalLM",
+    "FalconForCausalLM": "falcon",
+    "Gemma2ForCausalLM": "gemma",
+    "Gemma3ForCausalLM": "gemma",
+    "GemmaForCausalLM": "gemma",
+    "LlamaForCausalLM": "llama",
+    "MistralForCausalLM": "mistral",
+    "MixtralForCausalLM": "mistral",
+    "Phi3ForCausalLM": "phi3",
+    "PhiForCausalLM": "phi",
+    "Qwen2ForCausalLM": "qwen2",
+    "Qwen2MoeForCausalLM": "qwen2",
+    "Qwen3ForCausalLM": "qwen3",
+    "Qwen3MoeForCausalLM": "qwen3",
 }
+"""Architecture, which is the name of its class, to the file it is in."""
 
 
-def build_model(facts: ModelFacts, build: Build) -> nn.Module:
-    """The model with empty parameters: forward(batch), logits(hidden), kv_specs(), weight_map().
-
-    Raises:
-        ConfigError: an architecture that is not in the table, or a config that cannot be.
-    """
+def find_class(facts: ModelFacts) -> Callable[[ModelFacts, Build], nn.Module] | None:
+    """The class of a checkpoint, or None: making it gives a model with empty parameters, that has forward(batch),
+    logits(hidden), kv_specs(), weight_map()."""
     for architecture in facts.architectures:
         if architecture in MODELS:
-            module, name = MODELS[architecture].split(":")
-            return getattr(importlib.import_module(f"quire.worker.models.{module}"), name)(facts, build)
+            module = importlib.import_module(f"quire.worker.models.{MODELS[architecture]}")
+            return getattr(module, architecture)  # type: ignore[no-any-return]
+    return None
+
+
+def unknown(facts: ModelFacts) -> ConfigError:
+    """What to say of an architecture that is not in the table."""
     asked = ", ".join(facts.architectures)
-    raise ConfigError(f"{facts.config.where}: architecture {asked} is not known. Known: {', '.join(sorted(MODELS))}.")
+    near = get_close_matches(facts.architectures[0], MODELS, 1, cutoff=0.5)
+    return ConfigError(
+        f"{facts.config.where}: architecture {asked} is not known."
+        + (f" The nearest one is {near[0]}." if near else "")
+        + f" Known: {', '.join(sorted(MODELS))}. Others run where transformers has code for them, with"
+        " quire[transformers] and --model-impl auto or transformers."
+    )

@@ -17,7 +17,7 @@ import torch
 from quire.messages import NewRow
 from quire.worker.kernels import sampling as kernels
 from quire.worker.kernels import sampling_fused as fused
-from quire.worker.sampling.logprobs import LogprobTensors
+from quire.worker.sampling.logprobs import LogprobTensors, LogprobWishes, Wanted, beside_chosen
 from quire.worker.sampling.mask import apply_masks
 from quire.worker.sampling.prompt import LINES
 from quire.worker.sampling.protocol import SamplingBatch, Stage
@@ -52,7 +52,7 @@ class FusedSampler:
         self._device = device
         self._stages = stages
         self._active = np.zeros((num_rows + 1, len(self._stages)), dtype=bool)
-        self._num_logprobs = np.full(num_rows + 1, -1)
+        self._wishes = LogprobWishes(num_rows + 1, vocab_size)
         self._lines = np.zeros((num_rows + 1, fused.WIDTH), dtype=np.int32)
         self._lines[:] = _line(greedy=True)
         self._table = torch.from_numpy(self._lines.copy()).to(device)
@@ -68,7 +68,7 @@ class FusedSampler:
 
     def start_row(self, new: NewRow) -> None:
         """A request takes a row. The device learns of it at the next `flush`."""
-        row, p = new.row, new.params
+        row = new.row
         for index, stage in enumerate(self._stages):
             if stage.wants(new):
                 stage.start(new)
@@ -76,7 +76,7 @@ class FusedSampler:
             elif self._active[row, index]:
                 stage.clear(row)
                 self._active[row, index] = False
-        self._num_logprobs[row] = -1 if p.logprobs is None else self._vocab_size if p.logprobs == -1 else p.logprobs
+        self._wishes.start_row(new)
         self._lines[row] = _line_of(new, self._vocab_size)
         self._changed.add(row)
         self._new_seen.pop(row, None)
@@ -90,7 +90,7 @@ class FusedSampler:
         does, and that of "fused" all that "greedy" does.
         """
         rows = list(row_list)
-        if self._active[rows].any() or (self._num_logprobs[rows] >= 0).any():
+        if self._active[rows].any() or self._wishes.any(rows):
             return EAGER
         return self._kernel(rows)
 
@@ -138,7 +138,7 @@ class FusedSampler:
         token_ids = self._launch(variant, logits, batch.rows.int(), places, positions, masks)
         for stage in stages:
             stage.observe(batch, token_ids)
-        wanted = tuple((i, int(most)) for i, most in enumerate(self._num_logprobs[rows]) if most >= 0)
+        wanted = self._wishes.of(rows)
         return Sampled(token_ids, self.gather_logprobs(raw_logits, token_ids, wanted) if wanted else None)
 
     def _kernel(self, rows: list[int]) -> str:
@@ -193,16 +193,16 @@ class FusedSampler:
         return upload(torch.from_numpy(lines), self._device), upload(torch.from_numpy(words), self._device)
 
     def gather_logprobs(
-        self, logits: torch.Tensor, token_ids: torch.Tensor, wanted: tuple[tuple[int, int], ...]
+        self, logits: torch.Tensor, token_ids: torch.Tensor, wanted: tuple[Wanted, ...]
     ) -> LogprobTensors:
         """As `gather_logprobs`, without a float32 copy of the logits."""
-        lines = upload(torch.tensor([sample for sample, _ in wanted]), self._device)
+        lines = upload(torch.tensor([one.sample for one in wanted]), self._device)
         chosen, log_mass, ranks = kernels.logprobs(logits, lines, token_ids, self._scratch)
-        top = logits[lines].topk(max(most for _, most in wanted), dim=1)
+        others, of_others = beside_chosen(logits[lines], wanted)
         return LogprobTensors(
             wanted,
-            torch.cat([token_ids[lines, None], top.indices], dim=1),
-            torch.cat([chosen[:, None], top.values.float() - log_mass[:, None]], dim=1),
+            torch.cat([token_ids[lines, None], others], dim=1),
+            torch.cat([chosen[:, None], of_others.float() - log_mass[:, None]], dim=1),
             ranks,
         )
 

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 
 from quire.messages import NewRow, StepPlan, TokenLogprobs
-from quire.worker.sampling.logprobs import LogprobTensors, to_host
+from quire.worker.sampling.logprobs import LogprobTensors, Wanted, to_host
 from quire.worker.transfer import upload
 
 LINES = 256
 """Positions whose logits are made at a time."""
 
-GatherLogprobs = Callable[[torch.Tensor, torch.Tensor, tuple[tuple[int, int], ...]], LogprobTensors]
+GatherLogprobs = Callable[[torch.Tensor, torch.Tensor, tuple[Wanted, ...]], LogprobTensors]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ class PromptScorer:
         parts = []
         for begin in range(0, len(wanted), LINES):
             logits = head(hidden[line_of[begin : begin + LINES]])
-            some = tuple((line, most) for line, most in enumerate(wanted[begin : begin + LINES]))
+            some = tuple(Wanted(line, most) for line, most in enumerate(wanted[begin : begin + LINES]))
             parts.append(gather(logits, targets[begin : begin + LINES], some))
         return Scored(tuple(counts), tuple(parts))
 

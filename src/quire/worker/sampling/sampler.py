@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,11 +11,12 @@ import torch
 from quire.messages import NewRow
 from quire.worker.kernels.plain import PlainKernels
 from quire.worker.sampling.draw import draw, uniform
-from quire.worker.sampling.logprobs import LogprobTensors, gather_logprobs
+from quire.worker.sampling.logprobs import LogprobTensors, LogprobWishes, Wanted, gather_logprobs
 from quire.worker.sampling.mask import apply_masks
 from quire.worker.sampling.min_tokens import MinTokens
 from quire.worker.sampling.penalties import Penalties
 from quire.worker.sampling.protocol import Column, SamplingBatch, Stage
+from quire.worker.sampling.thinking import ThinkingBudget
 from quire.worker.sampling.truncate import MinP, Temperature, TopKTopP
 from quire.worker.sampling.words import AllowedTokens, BadWords, TokenBias
 from quire.worker.transfer import upload
@@ -31,15 +32,15 @@ class Sampled:
     logprobs: LogprobTensors | None
 
 
-def word_stages(vocab_size: int, device: torch.device) -> tuple[Stage, ...]:
+def word_stages(num_rows: int, vocab_size: int, device: torch.device) -> tuple[Stage, ...]:
     """Stages about single tokens: before all others, also before the GPU's fused kernel."""
-    return (AllowedTokens(vocab_size, device), BadWords(), TokenBias())
+    return (AllowedTokens(vocab_size, device), BadWords(), TokenBias(), ThinkingBudget(num_rows, device))
 
 
 def default_stages(num_rows: int, vocab_size: int, device: torch.device) -> tuple[Stage, ...]:
     """All stages in the order in which they apply."""
     return (
-        *word_stages(vocab_size, device),
+        *word_stages(num_rows, vocab_size, device),
         MinTokens(num_rows, device),
         Penalties(num_rows, vocab_size, device),
         Temperature(num_rows, device),
@@ -67,11 +68,10 @@ class Sampler:
         most_likely: Callable[[torch.Tensor], torch.Tensor] = PLAIN.most_likely,
     ) -> None:
         self._stages = default_stages(num_rows, vocab_size, device) if stages is None else stages
-        self._vocab_size = vocab_size
         self._most_likely = most_likely
         self._active = np.zeros((num_rows, len(self._stages)), dtype=bool)
         self._random = np.zeros(num_rows, dtype=bool)
-        self._num_logprobs = np.full(num_rows, -1)
+        self._wishes = LogprobWishes(num_rows, vocab_size)
         self._seeds = Column(num_rows, 0, torch.int64, device)
 
     def start_row(self, new: NewRow) -> None:
@@ -86,8 +86,12 @@ class Sampler:
         params = new.params
         self._random[new.row] = not params.greedy
         self._seeds.set(new.row, params.seed or 0)
-        most = params.logprobs
-        self._num_logprobs[new.row] = -1 if most is None else self._vocab_size if most == -1 else most
+        self._wishes.start_row(new)
+
+    def only_most_likely(self, rows: Sequence[int]) -> bool:
+        """Whether these rows want the most likely token and nothing else."""
+        index = list(rows)
+        return not (self._random[index].any() or self._active[index].any() or self._wishes.any(index))
 
     def __call__(self, raw_logits: torch.Tensor, batch: SamplingBatch) -> Sampled:
         """Sample one token per row. raw_logits: [samples, vocab], left as they are."""
@@ -100,11 +104,11 @@ class Sampler:
             token_ids = self._most_likely(raw_logits)
         for stage in stages:
             stage.observe(batch, token_ids)
-        wanted = tuple((i, int(most)) for i, most in enumerate(self._num_logprobs[rows]) if most >= 0)
+        wanted = self._wishes.of(rows)
         return Sampled(token_ids, gather_logprobs(raw_logits, token_ids, wanted) if wanted else None)
 
     def gather_logprobs(
-        self, logits: torch.Tensor, token_ids: torch.Tensor, wanted: tuple[tuple[int, int], ...]
+        self, logits: torch.Tensor, token_ids: torch.Tensor, wanted: tuple[Wanted, ...]
     ) -> LogprobTensors:
         """For any logits [lines, vocab] and tokens [lines]."""
         return gather_logprobs(logits, token_ids, wanted)

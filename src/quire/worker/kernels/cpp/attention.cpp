@@ -10,34 +10,19 @@
 // The query heads that share a KV head, and the tokens of a chunk, are rows of one tile. Work is cut into items
 // (request, KV head, rows, stretch of keys); stretches of the same rows are merged at the end.
 
-#include "lanes.h"
+#include "jobs.h"
 
 #define STEP 64        // keys between two looks at the running maximum
 #define TILE 8         // most rows at once
 #define ITEM_ROWS 64   // most rows of an item: they share K and V while those are in the cache
 #define STRETCH 256    // fewest keys of a stretch
-#define MOST_DIM 512
 #define NONE (-__builtin_inff())
-
-struct Attend {
-  const void *q;            // [tokens, heads, dim]
-  const void *kv;           // [blocks, kv_heads, 2, block_size * dim]
-  void *out;                // [tokens, heads, dim]
-  const int32_t *tables;    // [rows, table_width]
-  const int32_t *rows;      // [requests]
-  const int32_t *starts;    // [requests + 1] first token of each
-  const int32_t *kv_lens;   // [requests]
-  int64_t table_width, requests, heads, kv_heads, dim, block_size, window;  // window 0: none
-  float scale, soft_cap;    // soft_cap 0: none
-};
 
 struct Item {
   int32_t request, head, first_row, num_rows;  // rows are token * group + head in group
   int32_t low, high;                           // keys [low, high)
   int32_t part;                                // of partial results, -1: the rows are done by this item alone
 };
-
-INLINE bool wide_form(const Attend &job) { return job.block_size % 16 == 0 && job.dim % 16 == 0; }
 
 struct Float {
   typedef float T;
@@ -149,14 +134,27 @@ INLINE void add_values(State &s, const int32_t *const *lines, int first, int las
     for (int d = 0; d < D; d++) put(s.out[r] + at + 16 * d, sums[r][d]);
 }
 
-INLINE const int32_t *place(const Attend &job, const Item &item, int key, int which, int64_t head_words) {
-  int32_t block = job.tables[job.rows[item.request] * job.table_width + key / job.block_size];
-  return (const int32_t *)job.kv + ((block * job.kv_heads + item.head) * 2 + which) * head_words;
+// K of the block that holds a key; V lies behind it.
+INLINE const int32_t *place(const Attend &job, const Item &item, int key, int64_t head_words) {
+  int32_t block = job.tables[job.rows[item.request] * job.table_width + key / (int)job.block_size];
+  return (const int32_t *)job.kv + (block * job.kv_heads + item.head) * 2 * head_words;
+}
+
+// K and V of 16 keys; those behind the end of an item are the first of the next one.
+INLINE void fetch_early(const Attend &job, const Item &item, const Item *next, int key, int high, int64_t head_words) {
+  const Item *of = &item;
+  if (key >= high) {
+    key += (next ? next->low : 0) / 16 * 16 - (high + 15) / 16 * 16;
+    if (!next || key >= next->high) return;
+    of = next;
+  }
+  const char *from = (const char *)place(job, *of, key, head_words);
+  for (int64_t byte = 0; byte < head_words * 8; byte += 64) __builtin_prefetch(from + byte, 0, 2);
 }
 
 template <class Kind, int R>
-static __attribute__((noinline)) void tile(const Attend &job, const Item &item, State &s, const Row *rows, int low,
-                                           int high) {
+static __attribute__((noinline)) void tile(const Attend &job, const Item &item, const Item *next, State &s,
+                                           const Row *rows, int low, int high) {
   const int P = Kind::per_lane, dim = job.dim, size = job.block_size;
   const int64_t head_words = size * dim / P;
   alignas(64) int32_t edge[2][MOST_DIM];  // lines of V of which one token must not be touched, not even times 0
@@ -166,22 +164,18 @@ static __attribute__((noinline)) void tile(const Attend &job, const Item &item, 
     const int32_t *keys[STEP / 16];
     for (int g = 0; g < STEP / 16; g++) {
       int from = key + 16 * (g < groups ? g : 0);  // groups behind the end repeat the first; nobody looks at them
-      keys[g] = place(job, item, from, 0, head_words) + from % size;
+      const int32_t *block = place(job, item, from, head_words);
+      keys[g] = block + from % size;
+      for (int i = 0; i < 16 / P; i++) lines[g * (16 / P) + i] = block + head_words + (from % size / P + i) * dim;
     }
-    const int G = R == 1 ? 4 : R == 8 ? 1 : 2;
+    const int G = R <= 2 ? 4 : R == 4 ? 2 : 1;
     for (int g = 0; g < groups; g += G) {
-      for (int from = key + 16 * g + STEP; R <= 4 && size == 16 && from < least(high, key + 16 * (g + G) + STEP); from += 16) {
-        const char *next = (const char *)place(job, item, from, 0, head_words);
-        for (int64_t byte = 0; byte < head_words * 8; byte += 64) __builtin_prefetch(next + byte, 0, 2);
-      }
+      for (int from = key + 16 * g + STEP; R <= 4 && size == 16 && from < key + 16 * (g + G) + STEP; from += 16)
+        fetch_early(job, item, next, from, high, head_words);
       score_keys<Kind, R, G>(s, keys + g, dim / P, size, 16 * g);
     }
     weigh<Kind>(job, s, rows, R, key, many);
     int first = most(0, low - key) / P, last = (many + P - 1) / P;
-    for (int i = first; i < last; i++) {
-      int token = key + i * P;
-      lines[i] = place(job, item, token, 1, head_words) + token % size / P * dim;
-    }
     if (P == 2 && low > key && low % 2) {
       for (int d = 0; d < dim; d++) edge[0][d] = lines[first][d] & 0xffff0000;
       lines[first] = edge[0];
@@ -237,9 +231,16 @@ static void plain_tile(const Attend &job, const Item &item, State &s, const Row 
 
 // ---- items ----------------------------------------------------------------------------------------------------------
 
+template <class T> INLINE void put_all(T *to, const float *from, float scale, int dim) {
+  int d = 0;
+  for (; d + LANES <= dim; d += LANES) put(to + d, get(from + d) * scale);
+  for (; d < dim; d++) put_one(to + d, from[d] * scale);
+}
+
 // Up to TILE rows of an item; a part keeps [rows of the item][dim + 2]: the sum, its maximum and its mass.
 template <class Kind>
-static void run_tile(const Attend &job, const Item &item, int offset, int num, float *parts, int64_t part_size) {
+static void run_tile(const Attend &job, const Item &item, const Item *next, int offset, int num, float *parts,
+                     int64_t part_size) {
   typedef typename Kind::T T;
   const int dim = job.dim;
   static thread_local State s;
@@ -254,11 +255,11 @@ static void run_tile(const Attend &job, const Item &item, int offset, int num, f
     memset(s.out[r], 0, dim * sizeof(float));
     s.mass[r] = splat(0.0f), s.peak[r] = NONE;
   }
-  if (!wide_form(job)) plain_tile<Kind>(job, item, s, rows, width, low, high);
-  else if (width == 1) tile<Kind, 1>(job, item, s, rows, low, high);
-  else if (width == 2) tile<Kind, 2>(job, item, s, rows, low, high);
-  else if (width == 4) tile<Kind, 4>(job, item, s, rows, low, high);
-  else tile<Kind, 8>(job, item, s, rows, low, high);
+  if (!wide_form(job.block_size, job.dim)) plain_tile<Kind>(job, item, s, rows, width, low, high);
+  else if (width == 1) tile<Kind, 1>(job, item, next, s, rows, low, high);
+  else if (width == 2) tile<Kind, 2>(job, item, next, s, rows, low, high);
+  else if (width == 4) tile<Kind, 4>(job, item, next, s, rows, low, high);
+  else tile<Kind, 8>(job, item, next, s, rows, low, high);
   for (int r = 0; r < num; r++) {
     float mass = sum(s.mass[r]);
     if (item.part >= 0) {
@@ -267,8 +268,7 @@ static void run_tile(const Attend &job, const Item &item, int offset, int num, f
       to[dim] = s.peak[r], to[dim + 1] = mass;
       continue;
     }
-    T *to = (T *)job.out + rows[r].at;
-    for (int d = 0; d < dim; d++) put_one(to + d, s.out[r][d] / mass);
+    put_all((T *)job.out + rows[r].at, s.out[r], 1 / mass, dim);
   }
 }
 
@@ -286,8 +286,7 @@ template <class T> static void merge(const Attend &job, const Item &item, int ro
     mass += weight * part[dim + 1];
     for (int d = 0; d < dim; d++) total[d] += weight * part[d];
   }
-  T *to = (T *)job.out + row_of(job, item, row).at;
-  for (int d = 0; d < dim; d++) put_one(to + d, total[d] / mass);
+  put_all((T *)job.out + row_of(job, item, row).at, total, 1 / mass, dim);
 }
 
 // Keys of a stretch: all threads get several items even if one request is all there is.
@@ -317,109 +316,41 @@ static int64_t cut(const Attend &job, int64_t stretch, Item *items, int64_t *num
   return num;
 }
 
-template <class Kind> static void attend(const Attend &job) {
-  int64_t stretch = stretch_of(job), num_parts, num = cut(job, stretch, 0, &num_parts);
-  int64_t part_size = least(ITEM_ROWS, job.heads / job.kv_heads) * (job.dim + 2);
-  Item *items = (Item *)borrowed(num * sizeof(Item) + num_parts * part_size * sizeof(float));
-  float *parts = (float *)(items + num);
+INLINE int64_t part_size_of(const Attend &job) { return least(ITEM_ROWS, job.heads / job.kv_heads) * (job.dim + 2); }
+
+int64_t attend_scratch(const Attend &job) {
+  int64_t num_parts;
+  cut(job, stretch_of(job), 0, &num_parts);
+  return num_parts * part_size_of(job) * sizeof(float);
+}
+
+INLINE bool same_rows(const Item &a, const Item &b) {
+  return a.request == b.request && a.head == b.head && a.first_row == b.first_row;
+}
+
+template <class Kind> static void attend(const Attend &job, const Team &team) {
+  int64_t stretch = stretch_of(job), num_parts, num = cut(job, stretch, 0, &num_parts), part_size = part_size_of(job);
+  Item *items = (Item *)borrowed<OWN>(num * sizeof(Item));  // each thread cuts for itself, all find the same
+  float *parts = (float *)team.scratch;
   cut(job, stretch, items, &num_parts);
-#pragma omp parallel
-  {
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t i = 0; i < num; i++)
-      for (int row = 0; row < items[i].num_rows; row += TILE)
-        run_tile<Kind>(job, items[i], row, least(TILE, items[i].num_rows - row), parts, part_size);
-    if (num_parts) {
-#pragma omp for schedule(dynamic, 4)
-      for (int64_t i = 0; i < num; i++) {
-        const Item &item = items[i];
-        bool begins = item.part >= 0 && (i == 0 || items[i - 1].request != item.request || items[i - 1].head != item.head ||
-                                         items[i - 1].first_row != item.first_row);
-        if (!begins) continue;
-        int many = 1;
-        while (i + many < num && items[i + many].part == item.part + many && items[i + many].request == item.request &&
-               items[i + many].head == item.head && items[i + many].first_row == item.first_row)
-          many++;
-        for (int row = 0; row < item.num_rows; row++)
-          merge<typename Kind::T>(job, item, row, many, parts, part_size);
-      }
-    }
-  }
+  team.share(num, [&](int64_t i) {
+    for (int row = 0; row < items[i].num_rows; row += TILE)
+      run_tile<Kind>(job, items[i], i + 1 < num ? &items[i + 1] : 0, row, least(TILE, items[i].num_rows - row), parts,
+                     part_size);
+  });
+  if (!num_parts) return;
+  team.meet();
+  team.share(num, [&](int64_t i) {
+    const Item &item = items[i];
+    if (item.part < 0 || (i > 0 && same_rows(items[i - 1], item))) return;
+    int many = 1;
+    while (i + many < num && same_rows(items[i + many], item)) many++;
+    for (int row = 0; row < item.num_rows; row++)
+      merge<typename Kind::T>(job, item, row, many, parts, part_size);
+  });
 }
 
-extern "C" void attend_paged(const Attend *job, int wide) {
-  if (wide) attend<Float>(*job);
-  else attend<Half>(*job);
-}
-
-// ---- into the cache -------------------------------------------------------------------------------------------------
-
-struct Store {
-  const void *qkv;                    // [tokens, (heads + 2 kv_heads) * dim]
-  const void *q_norm, *k_norm;        // [dim] or null
-  const void *cos, *sin;              // [tokens, dim / 2] or null
-  const int64_t *slots;               // [tokens]
-  void *kv, *q_out;                   // as in Attend
-  int64_t tokens, heads, kv_heads, dim, block_size;
-  float eps;
-};
-
-// One head, normalised and turned, in its own number format.
-template <class T>
-INLINE void finish_head(const Store &job, const T *x, const T *norm, int64_t token, T *out) {
-  const int dim = job.dim, half = dim / 2;
-  alignas(64) float value[MOST_DIM];
-  for (int d = 0; d < dim; d++) value[d] = number(x[d]);
-  if (norm) {
-    float squares = 0;
-    for (int d = 0; d < dim; d++) squares += value[d] * value[d];
-    float inverse = 1 / __builtin_sqrtf(squares / dim + job.eps);
-    T rounded;
-    for (int d = 0; d < dim; d++) {
-      put_one(&rounded, value[d] * inverse);
-      put_one(&rounded, number(rounded) * number(norm[d]));
-      value[d] = number(rounded);
-    }
-  }
-  if (!job.cos) {
-    for (int d = 0; d < dim; d++) put_one(out + d, value[d]);
-    return;
-  }
-  const T *cos = (const T *)job.cos + token * half, *sin = (const T *)job.sin + token * half;
-  for (int d = 0; d < half; d++) {
-    float c = number(cos[d]), s = number(sin[d]), a = value[d], b = value[d + half];
-    put_one(out + d, a * c - b * s);
-    put_one(out + half + d, b * c + a * s);
-  }
-}
-
-template <class T> static void store_tokens(const Store &job) {
-  const int dim = job.dim, size = job.block_size, P = 4 / sizeof(T);
-  const int64_t head_size = (int64_t)size * dim, width = (job.heads + 2 * job.kv_heads) * dim;
-  const bool wide = size % 16 == 0 && dim % 16 == 0;
-#pragma omp parallel for schedule(static) if (job.tokens > 3)
-  for (int64_t token = 0; token < job.tokens; token++) {
-    const T *x = (const T *)job.qkv + token * width;
-    for (int head = 0; head < job.heads; head++)
-      finish_head(job, x + head * dim, (const T *)job.q_norm, token, (T *)job.q_out + (token * job.heads + head) * dim);
-    int64_t block = job.slots[token] / size;
-    int at = job.slots[token] % size;
-    for (int head = 0; head < job.kv_heads; head++) {
-      alignas(64) T key[MOST_DIM];
-      finish_head(job, x + (job.heads + head) * dim, (const T *)job.k_norm, token, key);
-      const T *value = x + (job.heads + job.kv_heads + head) * dim;
-      T *k = (T *)job.kv + (block * job.kv_heads + head) * 2 * head_size, *v = k + head_size;
-      if (!wide) {
-        memcpy(k + at * dim, key, dim * sizeof(T));
-        memcpy(v + at * dim, value, dim * sizeof(T));
-        continue;
-      }
-      for (int d = 0; d < dim; d++) k[(d / P * size + at) * P + d % P] = key[d];
-      for (int d = 0; d < dim; d++) v[(at / P * dim + d) * P + at % P] = value[d];
-    }
-  }
-}
-extern "C" void store_paged(const Store *job, int wide) {
-  if (wide) store_tokens<float>(*job);
-  else store_tokens<bf16>(*job);
+void attend_paged(const Attend &job, bool wide, const Team &team) {
+  if (wide) attend<Float>(job, team);
+  else attend<Half>(job, team);
 }

@@ -14,8 +14,10 @@ extern "C" int omp_get_max_threads(void);
 extern "C" void *malloc(size_t);
 extern "C" void free(void *);
 
-// Working memory of one calling thread, kept between calls and grown when needed. The contents are lost then.
-INLINE void *borrowed(size_t bytes) {
+// Working memory of this thread, kept between calls and grown when needed; the contents are lost then. `purpose` tells
+// apart what one thread holds at the same time.
+enum { OWN, SHARED };
+template <int purpose> INLINE void *borrowed(size_t bytes) {
   static thread_local struct {
     char *start;
     size_t size;
@@ -34,6 +36,7 @@ typedef float f32x16 __attribute__((vector_size(64)));
 typedef int32_t i32x16 __attribute__((vector_size(64)));
 typedef uint32_t u32x16 __attribute__((vector_size(64)));
 typedef uint16_t u16x16 __attribute__((vector_size(32)));
+typedef uint8_t u8x16 __attribute__((vector_size(16)));
 typedef uint16_t bf16;  // the upper half of a float
 
 template <class V> INLINE V load(const void *from) {
@@ -79,6 +82,18 @@ INLINE float number(float x) { return x; }
 INLINE float number(bf16 x) { return widen(x); }
 INLINE void put_one(float *to, float value) { *to = value; }
 INLINE void put_one(bf16 *to, float value) { *to = narrow(value); }
+
+// Up to 16 of them.
+template <class T> INLINE void put_some(T *to, f32x16 value, int64_t many) {
+  if (many >= LANES) return put(to, value);
+  for (int64_t i = 0; i < many; i++) put_one(to + i, value[i]);
+}
+template <class T> INLINE f32x16 get_some(const T *from, int64_t many) {
+  if (many >= LANES) return get(from);
+  f32x16 out = {};
+  for (int64_t i = 0; i < many; i++) out[i] = number(from[i]);
+  return out;
+}
 
 INLINE f32x16 largest(f32x16 a, f32x16 b) { return a > b ? a : b; }
 

@@ -1,20 +1,11 @@
-// What stands between the products: norms with the residual sum, and the gate.
+// What stands between the products: norms with the residual sum.
 
-#include "lanes.h"
+#include "jobs.h"
 
-struct Norm {
-  const void *x, *weight;  // [rows, size], [size]
-  void *residual;          // [rows, size] or null: x is added to it in place, and the sum is normalised
-  void *out;
-  int64_t rows, size;
-  float eps;
-};
-
-template <class T> static void norm_rows(const Norm &job) {
+template <class T> static void norm_rows(const Norm &job, const Team &team) {
   const int64_t size = job.size, whole = size / LANES * LANES;
   const T *weight = (const T *)job.weight;
-#pragma omp parallel for schedule(static) if (job.rows > 7)
-  for (int64_t row = 0; row < job.rows; row++) {
+  team.share(job.rows, [&](int64_t row) {
     const T *x = (const T *)job.x + row * size;
     T *out = (T *)job.out + row * size;
     f32x16 squares = {};
@@ -44,31 +35,11 @@ template <class T> static void norm_rows(const Norm &job) {
       put_one(out + i, number(x[i]) * inverse);
       put_one(out + i, number(out[i]) * number(weight[i]));
     }
-  }
+  });
 }
-extern "C" void norm(const Norm *job, int wide) {
-  if (wide) norm_rows<float>(*job);
-  else norm_rows<bf16>(*job);
-}
-
-// The first of the largest of each row. [rows, size] -> [rows]; NaN is never chosen unless there is nothing else.
-template <class T> static void first_largest(const T *x, int64_t *out, int64_t rows, int64_t size) {
-  const int64_t whole = size / LANES * LANES;
-#pragma omp parallel for schedule(static)
-  for (int64_t row = 0; row < rows; row++) {
-    const T *line = x + row * size;
-    f32x16 top = splat(-__builtin_inff());
-    for (int64_t i = 0; i < whole; i += LANES) top = largest(get(line + i), top);
-    float peak = largest(top);
-    for (int64_t i = whole; i < size; i++) peak = number(line[i]) > peak ? number(line[i]) : peak;
-    int64_t at = 0;
-    while (at < size - 1 && number(line[at]) != peak) at++;
-    out[row] = number(line[at]) == peak ? at : 0;
-  }
-}
-extern "C" void most_likely(const void *x, int64_t *out, int64_t rows, int64_t size, int wide) {
-  if (wide) first_largest((const float *)x, out, rows, size);
-  else first_largest((const bf16 *)x, out, rows, size);
+void norm(const Norm &job, bool wide, const Team &team) {
+  if (wide) norm_rows<float>(job, team);
+  else norm_rows<bf16>(job, team);
 }
 
 // Ask for large pages under memory that will be read through again and again.
@@ -76,21 +47,4 @@ extern "C" int madvise(void *, size_t, int);
 extern "C" void advise(void *start, int64_t bytes) {
   const uintptr_t page = 2 << 20, first = ((uintptr_t)start + page - 1) & ~(page - 1);
   if ((uintptr_t)start + bytes > first + page) madvise((void *)first, ((uintptr_t)start + bytes - first) & ~(page - 1), 14);
-}
-
-// Many jobs in one call, in order. Kinds are those of `KINDS` in native.py.
-extern "C" {
-void linear_bf16(const void *, int);
-void linear_int8(const void *, int);
-void store_paged(const void *, int);
-void attend_paged(const void *, int);
-void run_jobs(const int32_t *kinds, const void *const *jobs, const int32_t *wide, int64_t num) {
-  for (int64_t i = 0; i < num; i++) switch (kinds[i]) {
-      case 0: linear_bf16(jobs[i], wide[i]); break;
-      case 1: linear_int8(jobs[i], wide[i]); break;
-      case 2: norm((const Norm *)jobs[i], wide[i]); break;
-      case 3: store_paged(jobs[i], wide[i]); break;
-      case 4: attend_paged(jobs[i], wide[i]); break;
-    }
-}
 }

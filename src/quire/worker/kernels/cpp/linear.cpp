@@ -6,24 +6,13 @@
 // another, so with few rows the weights stream through once, in order. A gated panel has 16 columns of gate and their
 // 16 of up: act(gate) * up happens in the registers.
 
-#include "lanes.h"
+#include "jobs.h"
 
 #define PANEL 32
 #define MOST_ROWS 12  // of one register tile: 24 sums and 2 vectors of weights
 #define CHUNK 96      // rows that share a panel while it is in the cache
 #define AHEAD 2048    // bytes of weights that are fetched early
-
-struct Linear {
-  const void *x;         // [rows, in]
-  const void *weight;    // panels
-  const float *scales;   // [panels * 32] of int8 weights
-  const int32_t *sums;   // [panels * 32] of int8 weights: 128 times the sum of the column
-  const void *bias;      // [out], in the columns' own order, or null
-  void *out;             // [rows, out], gated: [rows, out / 2]
-  int64_t rows, in, outs;
-  int32_t layout;        // 0: columns in order, 1: half gate, half up in each panel
-  int32_t gate;          // with layout 1: 1 applies silu(gate) * up, 0 writes both
-};
+#define OWN_ROWS 2    // so few are laid out by each thread for itself: waiting for another takes longer
 
 INLINE int64_t panels_of(const Linear &job) { return (job.outs + PANEL - 1) / PANEL; }
 
@@ -112,10 +101,10 @@ INLINE void lay_out(const Linear &job, const Bytes *, const T *, int64_t first, 
     float top = largest(peak), inverse = top > 0 ? 127 / top : 0;
     scales[first + row] = top / 127;
     for (int64_t k = 0; k < job.in; k += LANES) {
-      i32x16 value = (i32x16)(get(x + k) * inverse + (12582912.0f + 128)) & 255;  // rounds to nearest, low byte
-      for (int i = 0; i < 4; i++)
-        to[(k / 4 + i) * rows + row] =
-            value[4 * i] | value[4 * i + 1] << 8 | value[4 * i + 2] << 16 | value[4 * i + 3] << 24;
+      i32x16 value = (i32x16)(get(x + k) * inverse + (12582912.0f + 128));  // rounds to nearest, in the low byte
+      int32_t words[4];
+      store(words, __builtin_convertvector(value, u8x16));
+      for (int i = 0; i < 4; i++) to[(k / 4 + i) * rows + row] = words[i];
     }
   }
 }
@@ -124,17 +113,6 @@ INLINE f32x16 finished(const Linear &, f32x16 sum, int64_t, int64_t, const float
 INLINE f32x16 finished(const Linear &job, i32x16 sum, int64_t row, int64_t column, const float *scales) {
   i32x16 centred = sum - load<i32x16>(job.sums + column);
   return __builtin_convertvector(centred, f32x16) * get(job.scales + column) * scales[row];
-}
-
-template <class T> INLINE void put_some(T *to, f32x16 value, int64_t many) {
-  if (many >= LANES) return put(to, value);
-  for (int64_t i = 0; i < many; i++) put_one(to + i, value[i]);
-}
-template <class T> INLINE f32x16 get_some(const T *from, int64_t many) {
-  if (many >= LANES) return get(from);
-  f32x16 out = {};
-  for (int64_t i = 0; i < many; i++) out[i] = number(from[i]);
-  return out;
 }
 
 // The 32 sums of one row and panel, to their places.
@@ -196,48 +174,55 @@ INLINE int tile_rows(int64_t left) {
   return fits[left];
 }
 
-template <class Kind, class T> static void multiply(const Linear &job) {
-  int32_t *inputs = (int32_t *)borrowed(job.rows * (job.in * 4 / Kind::group + 4));
-  float *scales = (float *)(inputs + job.rows * (job.in / Kind::group));
+// Inputs and scales of all rows, as tiles want them.
+INLINE int64_t laid_out_bytes(const Linear &job, int group) { return job.rows * (job.in * 4 / group + 4); }
+
+template <class Kind, class T> static void multiply(const Linear &job, const Team &team) {
   const int64_t panels = panels_of(job), chunks = (job.rows + CHUNK - 1) / CHUNK, steps = job.in / Kind::group;
-#pragma omp parallel
-  {
-#pragma omp for schedule(static)
-    for (int64_t piece = 0; piece < (job.rows + 23) / 24; piece++) {  // CHUNK is a multiple of 24, which tiles end at
-      for (int64_t row = piece * 24, end = least(job.rows, row + 24); row < end;) {
-        int rows = tile_rows(end - row);
-        lay_out(job, (const Kind *)0, (const T *)0, row, rows, inputs + row * steps, scales);
-        row += rows;
-      }
+  const bool few = job.rows <= OWN_ROWS;
+  int32_t *inputs = (int32_t *)(few ? borrowed<OWN>(laid_out_bytes(job, Kind::group)) : team.scratch);
+  float *scales = (float *)(inputs + job.rows * steps);
+  auto lay_out_piece = [&](int64_t piece) {  // CHUNK is a multiple of 24, which tiles end at
+    for (int64_t row = piece * 24, end = least(job.rows, row + 24); row < end;) {
+      int rows = tile_rows(end - row);
+      lay_out(job, (const Kind *)0, (const T *)0, row, rows, inputs + row * steps, scales);
+      row += rows;
     }
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t item = 0; item < chunks * panels; item++) {
-      int64_t panel = item % panels, row = item / panels * CHUNK, end = least(job.rows, row + CHUNK);
-      while (row < end) {
-        int64_t stop = least(end, row / 24 * 24 + 24);
-        int rows = tile_rows(stop - row);
-        run_tile<Kind, T>(job, inputs + row * steps, scales, row, panel, rows);
-        row += rows;
-      }
-    }
+  };
+  if (few) {
+    lay_out_piece(0);
+  } else {
+    team.share((job.rows + 23) / 24, lay_out_piece);
+    team.meet();
   }
+  team.share(chunks * panels, [&](int64_t item) {
+    int64_t panel = item % panels, row = item / panels * CHUNK, end = least(job.rows, row + CHUNK);
+    while (row < end) {
+      int64_t stop = least(end, row / 24 * 24 + 24);
+      int rows = tile_rows(stop - row);
+      run_tile<Kind, T>(job, inputs + row * steps, scales, row, panel, rows);
+      row += rows;
+    }
+  });
 }
 
 #include "tiles.h"
 
-extern "C" void linear_bf16(const Linear *job, int) {
+int64_t linear_scratch(const Linear &job) { return laid_out_bytes(job, 2); }
+
+void linear_bf16(const Linear &job, bool, const Team &team) {
 #ifdef TILES
-  if (job->rows >= AMX_ROWS && job->in % 32 == 0 && amx_allowed()) return amx_multiply<AmxPairs, bf16>(*job);
+  if (job.rows >= AMX_ROWS && job.in % 32 == 0 && amx_allowed()) return amx_multiply<AmxPairs, bf16>(job, team);
 #endif
-  multiply<Pairs, bf16>(*job);
+  multiply<Pairs, bf16>(job, team);
 }
-extern "C" void linear_int8(const Linear *job, int wide) {
+void linear_int8(const Linear &job, bool wide, const Team &team) {
 #ifdef TILES
-  if (job->rows >= AMX_ROWS && job->in % 64 == 0 && amx_allowed())
-    return wide ? amx_multiply<AmxBytes, float>(*job) : amx_multiply<AmxBytes, bf16>(*job);
+  if (job.rows >= AMX_ROWS && job.in % 64 == 0 && amx_allowed())
+    return wide ? amx_multiply<AmxBytes, float>(job, team) : amx_multiply<AmxBytes, bf16>(job, team);
 #endif
-  if (wide) multiply<Bytes, float>(*job);
-  else multiply<Bytes, bf16>(*job);
+  if (wide) multiply<Bytes, float>(job, team);
+  else multiply<Bytes, bf16>(job, team);
 }
 
 // What of this file runs at full speed here: 1 bf16 products, 2 int8 products, 4 AMX.

@@ -92,62 +92,59 @@ struct AmxBytes {
   INLINE void dot(void) { dot_tiles_bytes(); }
 };
 
-// Rows as they are; bytes are quantized into scratch first.
+// Rows as they are; bytes are quantized into the scratch first.
 template <class T>
-INLINE const char *amx_inputs(const Linear &job, const AmxPairs *, const T *, float *&) {
+INLINE const char *amx_inputs(const Linear &job, const AmxPairs *, const T *, float *&, const Team &) {
   return (const char *)job.x;
 }
 template <class T>
-INLINE const char *amx_inputs(const Linear &job, const AmxBytes *, const T *type, float *&scales) {
-  char *bytes = (char *)borrowed(job.rows * (job.in + 4));
+INLINE const char *amx_inputs(const Linear &job, const AmxBytes *, const T *type, float *&scales, const Team &team) {
+  char *bytes = team.scratch;
   scales = (float *)(bytes + job.rows * job.in);
-#pragma omp parallel for schedule(static)
-  for (int64_t row = 0; row < job.rows; row++)
+  team.share(job.rows, [&](int64_t row) {
     lay_out(job, (const Bytes *)0, type, row, 1, (int32_t *)(bytes + row * job.in), scales);
+  });
+  team.meet();
   return bytes;
 }
 
-template <class Kind, class T> static void amx_multiply(const Linear &job) {
+template <class Kind, class T> static void amx_multiply(const Linear &job, const Team &team) {
   typedef typename Kind::Sum Sum;
   const int64_t line = job.in * Kind::bytes, panels = panels_of(job), chunks = (job.rows + CHUNK - 1) / CHUNK;
   float *scales = 0;
-  const char *x = amx_inputs(job, (const Kind *)0, (const T *)0, scales);
-#pragma omp parallel
-  {
-    configure();
-    alignas(64) Sum sums[2 * LANES][2];
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t item = 0; item < chunks * panels; item++) {
-      int64_t panel = item % panels, first = item / panels * CHUNK, end = least(job.rows, first + CHUNK);
-      const char *weights = (const char *)job.weight + panel * PANEL * line;
-      for (int64_t row = first; row < end; row += 32) {
-        int64_t many = least(32, end - row);
-        alignas(64) char patch[32 * 64] = {};  // the inputs of a tile that is not full
-        clear_sums();
-        for (int64_t k = 0; k < line; k += 64) {
-          const char *at = x + row * line + k;
-          if (many == 32) {
-            TILE_LOAD(4, at, line);
-            TILE_LOAD(5, at + 16 * line, line);
-          } else {
-            for (int64_t i = 0; i < many; i++) memcpy(patch + i * 64, at + i * line, 64);
-            TILE_LOAD(4, patch, 64);
-            TILE_LOAD(5, patch + 16 * 64, 64);
-          }
-          TILE_LOAD(6, weights + k * PANEL, 128);
-          TILE_LOAD(7, weights + k * PANEL + 64, 128);
-          Kind::dot();
+  const char *x = amx_inputs(job, (const Kind *)0, (const T *)0, scales, team);
+  alignas(64) Sum sums[2 * LANES][2];
+  alignas(64) char patch[32 * 64] = {};  // the inputs of a tile that is not full
+  configure();
+  team.share(chunks * panels, [&](int64_t item) {
+    int64_t panel = item % panels, first = item / panels * CHUNK, end = least(job.rows, first + CHUNK);
+    const char *weights = (const char *)job.weight + panel * PANEL * line;
+    for (int64_t row = first; row < end; row += 32) {
+      int64_t many = least(32, end - row);
+      clear_sums();
+      for (int64_t k = 0; k < line; k += 64) {
+        const char *at = x + row * line + k;
+        if (many == 32) {
+          TILE_LOAD(4, at, line);
+          TILE_LOAD(5, at + 16 * line, line);
+        } else {
+          for (int64_t i = 0; i < many; i++) memcpy(patch + i * 64, at + i * line, 64);
+          TILE_LOAD(4, patch, 64);
+          TILE_LOAD(5, patch + 16 * 64, 64);
         }
-        TILE_STORE(0, &sums[0][0], 128);
-        TILE_STORE(1, &sums[0][1], 128);
-        TILE_STORE(2, &sums[16][0], 128);
-        TILE_STORE(3, &sums[16][1], 128);
-        for (int64_t i = 0; i < many; i++)
-          write<T>(job, finished(job, sums[i][0], row + i, panel * PANEL, scales),
-                   finished(job, sums[i][1], row + i, panel * PANEL + 16, scales), row + i, panel);
+        TILE_LOAD(6, weights + k * PANEL, 128);
+        TILE_LOAD(7, weights + k * PANEL + 64, 128);
+        Kind::dot();
       }
+      TILE_STORE(0, &sums[0][0], 128);
+      TILE_STORE(1, &sums[0][1], 128);
+      TILE_STORE(2, &sums[16][0], 128);
+      TILE_STORE(3, &sums[16][1], 128);
+      for (int64_t i = 0; i < many; i++)
+        write<T>(job, finished(job, sums[i][0], row + i, panel * PANEL, scales),
+                 finished(job, sums[i][1], row + i, panel * PANEL + 16, scales), row + i, panel);
     }
-    release();
-  }
+  });
+  release();
 }
 #endif

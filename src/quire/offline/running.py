@@ -1,4 +1,4 @@
-"""What `LLM` runs on its loop besides whole generations: outputs while they grow, and beam searches."""
+"""What `LLM` runs on its loop: whole generations, outputs while they grow, beam searches."""
 
 from __future__ import annotations
 
@@ -12,7 +12,31 @@ from quire.frontend.streams import Delta, RequestStream, merged
 from quire.offline.progress import ProgressBar
 from quire.offline.results import Numbered, Results
 from quire.outputs import BeamSearchOutput, CompletionOutput, RequestOutput
-from quire.params import BeamSearchParams, RequestOutputKind
+from quire.params import BeamSearchParams, RequestOutputKind, SamplingParams
+
+
+async def generate_all(
+    service: TextService, results: Results, numbered: Sequence[Numbered], bar: ProgressBar | None
+) -> list[RequestOutput]:
+    """All prompts together; the outputs in their order."""
+
+    async def collect(one: Numbered, own: Sequence[RequestStream]) -> RequestOutput:
+        deltas = [await stream.collect() for stream in own]
+        if bar:
+            bar.add(len(one.request.prompt_ids), sum(len(delta.token_ids) for delta in deltas))
+        return results.whole(one.id, one.request, own, deltas)
+
+    streams: list[list[RequestStream]] = []
+    try:
+        for _, request in numbered:
+            streams.append(service.start(request))
+        return await asyncio.gather(*(collect(one, own) for one, own in zip(numbered, streams, strict=True)))
+    finally:  # after Ctrl-C or an error nothing keeps running for nobody
+        for own in streams:
+            for stream in own:
+                stream.close()
+        if bar:
+            bar.close()
 
 
 async def stream_outputs(
@@ -39,18 +63,18 @@ async def stream_outputs(
                     yield results.whole(id_, request, own, deltas)
                 continue
             shown = delta if kind == RequestOutputKind.DELTA else so_far[place]
-            grown = [_grown(results, index, shown, so_far[place])]
+            grown = [_grown(results, index, shown, so_far[place], request.params)]
             yield results.request(id_, request, own, grown, finished=finished)
     finally:
         for stream in streams:
             stream.close()
 
 
-def _grown(results: Results, index: int, shown: Delta, whole: Delta) -> CompletionOutput:
+def _grown(results: Results, index: int, shown: Delta, whole: Delta, params: SamplingParams) -> CompletionOutput:
     """A completion with what is shown of it; its log-probability is always that of the whole."""
     total = None if whole.logprobs is None else sum(entry.logprobs[0] for entry in whole.logprobs)
     copy = Delta([*shown.token_ids], shown.text, shown.logprobs, shown.finish_reason, shown.stop_reason)
-    return results.completion(index, Chosen(copy, total))
+    return results.completion(index, Chosen(copy, total), params)
 
 
 async def search_beams(
