@@ -64,7 +64,7 @@ BUGS: tuple[Bug, ...] = (
     Bug(
         "the best request is preempted instead of the last",
         "engine/scheduler/scheduler.py",
-        "self._preempt(self._running[-1])",
+        "self._preempt(self._victim(request, self._running[index:]))",
         "self._preempt(self._running[0])",
         SIM,
     ),
@@ -167,6 +167,35 @@ BUGS: tuple[Bug, ...] = (
         "        return self.known\n",
         SIM,
     ),
+    # ---- deadlines, tenants, the line
+    Bug(
+        "a request that has begun ends at its queue deadline",
+        "engine/scheduler/deadlines.py",
+        "return request is not None and request.started is None",
+        "return request is not None",
+        "tests/engine/test_tenants.py tests/sim",
+    ),
+    Bug(
+        "what waits too long is never ended",
+        "engine/scheduler/deadlines.py",
+        "while self._heap and self._heap[0][0] <= now:",
+        "while self._heap and self._heap[0][0] > now:",
+        "tests/engine/test_tenants.py tests/sim",
+    ),
+    Bug(
+        "a heavy tenant is never above its share",
+        "engine/scheduler/tenants.py",
+        "if count > share and self._num_rows.get(other, 0) > 1]",
+        "if count > 2 * share and self._num_rows.get(other, 0) > 1]",
+        "tests/engine/test_tenants.py",
+    ),
+    Bug(
+        "the line holds one request too many",
+        "server/admission.py",
+        "if room < 0 or (self.apart and num_in > running and",
+        "if room < -1 or (self.apart and num_in > running and",
+        "tests/server/test_admission.py",
+    ),
     # ---- text
     Bug(
         "a stop string at the very beginning of a piece is missed",
@@ -206,35 +235,35 @@ BUGS: tuple[Bug, ...] = (
     # ---- the door
     Bug(
         "a token id of the vocabulary's size is taken",
-        "frontend/service.py",
+        "frontend/fitting.py",
         "if low < 0 or high >= self.vocab_size:",
         "if low < 0 or high > self.vocab_size:",
         SERVICE,
     ),
     Bug(
         "negative token ids are taken",
-        "frontend/service.py",
+        "frontend/fitting.py",
         "if low < 0 or high >= self.vocab_size:",
         "if high >= self.vocab_size:",
         SERVICE,
     ),
     Bug(
         "temperature may be negative",
-        "params.py",
+        "ranges.py",
         '"temperature": (lambda v: 0 <= v <= 1e6',
         '"temperature": (lambda v: v <= 1e6',
         SERVICE,
     ),
     Bug(
         "a prompt that fills the context leaves no room for an answer",
-        "frontend/service.py",
+        "frontend/fitting.py",
         "        if room < 1:",
         "        if room < 0:",
         SERVICE,
     ),
     Bug(
         "the key is compared by its first characters",
-        "server/auth.py",
+        "server/keys.py",
         "return hashlib.sha256(key.encode",
         "return hashlib.sha256(key[:3].encode",
         SERVER,
