@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from quire.engine.core import EngineCore
+from quire.engine.core import BrokenEngine, EngineCore
 from quire.engine.executors import InlineExecutor, ThreadExecutor
 from quire.engine.kv.manager import KVManager
 from quire.engine.kv.pool import BlockPool
@@ -21,7 +21,10 @@ from quire.params import SamplingParams
 
 
 class BrokenWorker:
-    """A device that fails at its first forward."""
+    """A device that is lost at its first forward."""
+
+    def judge(self, error: Exception) -> str:
+        return "device"
 
     def forward(self, plan: object) -> None:
         raise RuntimeError("the device is gone")
@@ -57,7 +60,8 @@ def run_beside_device(wire: ScriptedWire) -> None:
 
 def test_a_device_error_ends_the_process_and_nothing_hangs() -> None:
     wire = ScriptedWire(AddRequest(0, pack_ids([1, 2]), SamplingParams()))
-    with pytest.raises(RuntimeError, match="the device is gone"):
+    wire._batches.insert(1, [])  # a turn more, in which the results are fetched
+    with pytest.raises(BrokenEngine, match="the device is gone"):
         run_beside_device(wire)
     assert not [t for t in threading.enumerate() if t.name == "quire-engine"]
 

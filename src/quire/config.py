@@ -144,6 +144,18 @@ class StructuredOutputsConfig(msgspec.Struct, frozen=True, kw_only=True):
     ] = 128
 
 
+class OperationConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """How the engine is watched over, and what it says."""
+
+    step_timeout: Annotated[
+        float,
+        Meta(gt=0, description="Seconds that one step may take; an engine that takes longer counts as hung, and ends."),
+    ] = 120
+    log_format: Annotated[
+        Literal["text", "json"], Meta(description="Lines of the log: for people, or one JSON object each.")
+    ] = "text"
+
+
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """All that the engine process needs to know."""
 
@@ -152,6 +164,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     scheduler: SchedulerConfig = SchedulerConfig()
     parallel: ParallelConfig = ParallelConfig()
     structured: StructuredOutputsConfig = StructuredOutputsConfig()
+    operation: OperationConfig = OperationConfig()
 
 
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -227,6 +240,12 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     shutdown_timeout: Annotated[
         float, Meta(ge=0, description="Seconds that running requests get to finish after a stop signal.")
     ] = 30
+    reuse_port: Annotated[
+        bool, Meta(description="Share the port with a server that runs: take requests when ready, then stop that one.")
+    ] = False
+    max_restarts: Annotated[
+        int, Meta(ge=0, description="How often in 10 minutes an engine that has ended is started again.")
+    ] = 3
 
 
 ENGINE_GROUPS: dict[str, type[msgspec.Struct]] = {
@@ -235,6 +254,7 @@ ENGINE_GROUPS: dict[str, type[msgspec.Struct]] = {
     "scheduler": SchedulerConfig,
     "parallel": ParallelConfig,
     "structured": StructuredOutputsConfig,
+    "operation": OperationConfig,
 }
 
 

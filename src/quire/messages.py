@@ -131,7 +131,11 @@ class Shutdown(msgspec.Struct, tag="shutdown", array_like=True, frozen=True):
     """End the engine process now; what still runs is dropped."""
 
 
-ToEngine = AddRequest | AbortRequests | ResetPrefixCache | Shutdown
+class Ping(msgspec.Struct, tag="ping", array_like=True, frozen=True):
+    """Take a turn, even if there is nothing to do: that is how a hung engine is known from an idle one."""
+
+
+ToEngine = AddRequest | AbortRequests | ResetPrefixCache | Shutdown | Ping
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -225,7 +229,14 @@ class StartFailed(msgspec.Struct, tag="start_failed", array_like=True, frozen=Tr
     kind: Literal["config", "startup", "internal"]
 
 
-FromEngine = Outputs | Ready | Progress | StartFailed
+class EngineFailed(msgspec.Struct, tag="engine_failed", array_like=True, frozen=True):
+    """The last words of an engine that cannot go on: what clients may know, and the error itself."""
+
+    message: str
+    detail: str
+
+
+FromEngine = Outputs | Ready | Progress | StartFailed | EngineFailed
 
 
 # ---------------------------------------------------------------------------------------------------------------

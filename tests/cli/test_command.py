@@ -44,7 +44,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[tuple[EngineConfig, ServerCo
         return 0
 
     monkeypatch.setattr(quire.server, "run", run)
-    monkeypatch.setattr("quire.observability.logs.set_up", lambda verbose: None)
+    monkeypatch.setattr("quire.observability.logs.set_up", lambda log_format, level: None)
     return calls
 
 

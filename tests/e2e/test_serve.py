@@ -214,7 +214,7 @@ def test_sigterm_lets_running_requests_finish() -> None:
 
 
 def test_engine_death_is_told_and_exits_with_1() -> None:
-    server = Server().wait_ready()
+    server = Server("--max-restarts", "0").wait_ready()
     [engine] = psutil.Process(server.process.pid).children()
     body = {"model": "demo", "prompt": "Once", "max_tokens": 2000, "ignore_eos": True, "stream": True}
     start = time.monotonic()

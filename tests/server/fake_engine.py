@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,7 @@ class FakeClient:
         self.ready: Ready | None = msgspec.structs.replace(READY, max_model_len=max_model_len)
         self.stats = EngineStats(num_running=0, kv_usage=0.25, num_preemptions=3)
         self.dead = False
+        self.reason = self.detail = ""
         self.folder = Path("/nowhere")
         self.submitted: list[tuple[list[int], SamplingParams, dict[str, Any]]] = []
         self.steps: dict[int, int] = {}
@@ -98,6 +100,10 @@ class FakeClient:
     @property
     def num_in_flight(self) -> int:
         return len(self._tasks)
+
+    @property
+    def in_flight(self) -> list[int]:
+        return list(self._tasks)
 
     def _abort(self, id_: int) -> None:
         task = self._tasks.pop(id_, None)
@@ -132,7 +138,7 @@ class FakeClient:
 
     def die(self) -> None:
         """The engine process ends."""
-        self.dead = True
+        self.dead, self.reason = True, "The engine has ended unexpectedly with code 9"
         for task in self._tasks.values():
             task.cancel()
         for stream in list(self._streams.values()):
@@ -207,7 +213,7 @@ class Running:
         import uvloop
 
         async def serve() -> None:
-            self.loop = asyncio.get_running_loop()
+            self.loop, self._serving = asyncio.get_running_loop(), asyncio.current_task()
             self._up.set()
             self.server.capture_signals = contextlib.nullcontext  # type: ignore
             await self.server.serve(sockets=[self._sock])
@@ -218,6 +224,26 @@ class Running:
     def call(self, function: Callable[[], Any]) -> None:
         assert self.loop is not None
         self.loop.call_soon_threadsafe(function)
+
+    def left_over(self) -> list[str]:
+        """What a server without requests must not have: requests in the engine, tasks that still run."""
+        assert self.loop is not None
+        found: list[str] = []
+
+        async def look() -> None:
+            own = (asyncio.current_task(), self._serving)
+            found.extend(str(task) for task in asyncio.all_tasks() if task not in own and not task.done())
+
+        asyncio.run_coroutine_threadsafe(look(), self.loop).result(5)
+        found += [f"request {id_}" for id_ in self.client.in_flight]
+        return found
+
+    def check_nothing_left(self, seconds: float = 2.0) -> None:
+        """After all requests have ended, or their clients have."""
+        end = time.monotonic() + seconds
+        while left := self.left_over():
+            assert time.monotonic() < end, left
+            time.sleep(0.01)
 
     def close(self) -> None:
         self.server.should_exit = True
@@ -231,5 +257,6 @@ def running(client: FakeClient | None = None, **options: Any) -> Iterator[Runnin
     server = Running(client or FakeClient(), **options)
     try:
         yield server
+        server.check_nothing_left()
     finally:
         server.close()

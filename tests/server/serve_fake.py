@@ -32,10 +32,14 @@ async def start_engine(config: Any, on_progress: Any = None, *, num_clients: int
         await ended.wait()
         return 9
 
-    async def close() -> None:
+    async def wait_dead() -> None:
+        await ended.wait()
+
+    async def close(seconds: float = 5) -> None:
         print("engine closed", file=sys.stderr)
 
     client.kill = lambda: None  # type: ignore[attr-defined]
+    client.wait_dead = wait_dead  # type: ignore[attr-defined]
     client.wait_ready, client.wait_ended, client.close = wait_ready, wait_ended, close  # type: ignore[attr-defined]
     return client
 

@@ -23,7 +23,7 @@ from vocabularies import write_checkpoint
 from quire.errors import ConfigError, StartupError
 from quire.messages import Progress
 from quire.server.banner import LoadingLine, banner
-from quire.server.listen import listen, url_of
+from quire.server.listen import listen, listen_together, url_of
 
 TESTS = Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS / "frontend"), os.environ.get("PYTHONPATH", "")])}
@@ -156,13 +156,13 @@ def test_signal_while_loading(folder: Path, programs: list[Program]) -> None:
 
 
 def test_engine_death(folder: Path, programs: list[Program]) -> None:
-    program = Program("dies", folder)
+    program = Program("dies", folder, "--max-restarts", "0")
     programs.append(program)
     program.wait_ready()
     answer = httpx.post(program.url + "/v1/chat/completions", json={**BODY, "max_tokens": 200})
     assert answer.status_code == 503 and set(answer.json()) == {"error"}
     code, lines = program.end()
-    assert code == 1 and "engine has ended unexpectedly" in "\n".join(lines)
+    assert code == 1 and lines[-1] == "quire: The engine has ended unexpectedly with code 9; the server has stopped."
 
 
 def test_start_failures(folder: Path, tmp_path: Path, programs: list[Program]) -> None:
@@ -194,6 +194,19 @@ def test_listen() -> None:
         listen("no.such.host.invalid", 0)
     with listen("0.0.0.0", 0) as sock:
         assert url_of(sock).startswith("http://127.0.0.1:")
+
+
+def test_a_port_with_another_server() -> None:
+    """Whoever is bound to a shared port without listening gets no connection, so the one that listens gets all."""
+    with listen_together("127.0.0.1", 0, 2)[0] as first:
+        port = first.getsockname()[1]
+        others = listen_together("127.0.0.1", port, 2, with_others=True)
+        for _ in range(20):
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        with pytest.raises(StartupError, match="in use"):
+            listen("127.0.0.1", port)
+        for other in others:
+            other.close()
 
 
 def test_banner() -> None:

@@ -33,7 +33,7 @@ class Server:
             self.port = sock.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         command = [sys.executable, str(PROGRAM), "serve", str(folder), "--port", str(self.port)]
-        command += ["--api-server-count", str(count), "--stream-interval", str(stream_interval)]
+        command += ["--api-server-count", str(count), "--stream-interval", str(stream_interval), "--max-restarts", "0"]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment})
         self.codes: list[int] = []
         end = time.monotonic() + 40

@@ -14,6 +14,7 @@ from quire.config import (
     CacheConfig,
     EngineConfig,
     ModelConfig,
+    OperationConfig,
     ParallelConfig,
     SchedulerConfig,
     ServerConfig,
@@ -31,6 +32,7 @@ _HEADINGS: tuple[tuple[type, str], ...] = (
     (SchedulerConfig, "Scheduler"),
     (ParallelConfig, "Parallelism"),
     (StructuredOutputsConfig, "Structured outputs"),
+    (OperationConfig, "Operation"),
 )
 
 
@@ -65,7 +67,8 @@ def _run(model_argument: str | None, config: str | None, verbose: bool, **comman
     from quire.observability import logs
     from quire.server import run
 
-    logs.set_up(verbose)
+    level = "DEBUG" if verbose else "INFO"
+    logs.set_up(engine_config.operation.log_format, level=level)
     raise SystemExit(run(engine_config, server_config))
 
 

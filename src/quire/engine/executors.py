@@ -9,11 +9,13 @@ from __future__ import annotations
 import queue
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from quire.messages import StepPlan, StepResult
 
 Masks = dict[int, bytes]
+Trouble = Literal["memory", "step", "device"]
+"""What an error of a step means: it wanted too much memory; something else was wrong with it; the device is lost."""
 
 
 class Pending(Protocol):
@@ -35,6 +37,9 @@ class Worker(Protocol):
     def prepare(self) -> bool:
         """Use a moment without work to be faster later; whether there was a use for it."""
 
+    def judge(self, error: Exception) -> Trouble:
+        """A step failed with this error: forget it, give back memory, and say what it means for further steps."""
+
 
 class Executor(Protocol):
     """The same two calls, without waiting."""
@@ -50,6 +55,9 @@ class Executor(Protocol):
 
     def prepare(self) -> bool:
         """There is no work: spend a few milliseconds on being faster later. False when nothing is left to prepare."""
+
+    def judge(self, error: Exception) -> Trouble:
+        """A step failed: wait until nothing runs any more, and let the worker say what that means."""
 
     def close(self) -> None:
         """Wait for what runs, and let go of the device."""
@@ -75,6 +83,10 @@ class InlineExecutor:
     def prepare(self) -> bool:
         """Let the worker."""
         return self._worker.prepare()
+
+    def judge(self, error: Exception) -> Trouble:
+        """Ask the worker."""
+        return self._worker.judge(error)
 
     def close(self) -> None:
         """Nothing of its own to end."""
@@ -112,16 +124,21 @@ class ThreadExecutor:
 
     def sample(self, plan: StepPlan, masks: Masks) -> Pending:
         """Launch."""
-        return _ThreadPending(self._call(self._worker.sample, plan, masks))
+        return _ThreadPending(self._call(self._sample, self._forward, plan, masks))
 
     def settle(self) -> None:
-        """Wait for the forward."""
+        """Wait for the forward; whether it went well shows when its results are fetched."""
         if self._forward is not None:
-            self._forward.result()
+            self._forward.exception()
 
     def prepare(self) -> bool:
         """Nothing: a CPU has no graphs to make."""
         return False
+
+    def judge(self, error: Exception) -> Trouble:
+        """Ask the worker, after all that was launched."""
+        trouble: Trouble = self._call(self._worker.judge, error).result()
+        return trouble
 
     def close(self) -> None:
         """Let `serve` return once everything launched has run."""
@@ -135,6 +152,12 @@ class ThreadExecutor:
                 future.set_result(function(*args))
             except BaseException as error:  # noqa: BLE001 - whoever waits for the future raises it
                 future.set_exception(error)
+
+    def _sample(self, forward: Future[None] | None, plan: StepPlan, masks: Masks) -> Pending:
+        """Nothing is sampled after a forward that failed."""
+        if forward is not None:
+            forward.result()
+        return self._worker.sample(plan, masks)
 
     def _call(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
         future: Future[Any] = Future()

@@ -48,6 +48,7 @@ class EngineClient(Protocol):
     ready: Ready | None
     stats: EngineStats
     dead: bool
+    reason: str
 
     def submit(
         self,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
+import signal
 import sys
 import threading
 import time
@@ -14,7 +16,7 @@ import msgspec
 
 from quire.checkpoint import ModelFacts, read_facts, resolve
 from quire.config import EngineConfig
-from quire.engine.core import EngineCore
+from quire.engine.core import BrokenEngine, EngineCore, one_line
 from quire.engine.executors import InlineExecutor, ThreadExecutor
 from quire.engine.grammar.pace import Pace
 from quire.engine.kv.manager import KVManager
@@ -26,7 +28,10 @@ from quire.engine.scheduler.scheduler import Scheduler
 from quire.errors import ConfigError, QuireError, StartupError
 from quire.launch.constraints import build_constraints
 from quire.launch.cores import may_run_on_cpu
-from quire.messages import Progress, Ready, StartFailed
+from quire.lifeline import die_with_parent
+from quire.messages import EngineFailed, Progress, Ready, StartFailed
+from quire.observability import logs
+from quire.observability.heartbeat import FILE, Heartbeat
 from quire.worker.kernels import native_build
 
 if TYPE_CHECKING:
@@ -37,40 +42,60 @@ log = logging.getLogger("quire.engine")
 
 def main() -> None:
     """Entry point; exit code 0 only after an orderly shutdown."""
-    logging.basicConfig(
-        format="%(levelname)s %(name)s: %(message)s", level=os.environ.get("QUIRE_LOG_LEVEL", "WARNING")
-    )
-    wire = Wire(Path(sys.argv[1]), int(sys.argv[2]))
+    folder = Path(sys.argv[1])
     config = msgspec.json.decode(_read_line(), type=EngineConfig)
+    logs.set_up(config.operation.log_format, level=os.environ.get("QUIRE_LOG_LEVEL", "WARNING"))
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1, all_threads=True)  # what the parent asks of a hung engine
+    die_with_parent()
+    wire = Wire(folder, int(sys.argv[2]))
     cores = os.sched_getaffinity(0)  # before OpenMP binds this thread to one of them
-    threading.Thread(target=_die_with_parent, name="quire-lifeline", daemon=True).start()
+    threading.Thread(target=_watch_lifeline, name="quire-lifeline", daemon=True).start()
     try:
         worker, ready, facts = _build_worker(config, wire)
+        pace = Pace()
+        scheduler = _build_scheduler(config, ready, pace)
+        constraints = build_constraints(config, facts, ready, scheduler, pace)
     except Exception as error:  # noqa: BLE001 - every cause of a failed start goes to the parent
         _report(error, wire)
         wire.close()
         sys.exit(1)
-    pace = Pace()
-    scheduler = _build_scheduler(config, ready, pace)
-    constraints = build_constraints(config, facts, ready, scheduler, pace)
     wire.send(ready)
-    if worker.device.type == "cpu":
-        executor = ThreadExecutor(worker)
-        _run_beside_device(executor, EngineCore(scheduler, executor, constraints), wire, cores)
-    else:
-        EngineProcess(EngineCore(scheduler, InlineExecutor(worker), constraints), wire).run()
+    beat = Heartbeat(folder / FILE)
+    try:
+        if worker.device.type == "cpu":
+            executor = ThreadExecutor(worker)
+            _run_beside_device(executor, EngineCore(scheduler, executor, constraints), wire, cores, beat)
+        else:
+            EngineProcess(EngineCore(scheduler, InlineExecutor(worker), constraints), wire, beat).run()
+    except Exception as error:  # noqa: BLE001 - whatever it is, the engine cannot go on
+        _give_up(error, wire)
     constraints.close()
     wire.close()
 
 
-def _run_beside_device(executor: ThreadExecutor, core: EngineCore, wire: Wire, cores: set[int]) -> None:
+def _give_up(error: Exception, wire: Wire) -> None:
+    """Say why, and end now: a device that is lost may keep its own clean-up from ever ending."""
+    log.critical("the engine cannot go on", exc_info=error)
+    if isinstance(error, BrokenEngine):
+        wire.send(EngineFailed(error.message, error.detail))
+    else:
+        wire.send(EngineFailed("its loop failed", one_line(error)))
+    wire.close()
+    sys.stderr.flush()
+    os._exit(1)
+
+
+def _run_beside_device(
+    executor: ThreadExecutor, core: EngineCore, wire: Wire, cores: set[int], beat: Heartbeat | None = None
+) -> None:
     """The loop in a thread, the device in this one; an error in the loop ends the process."""
     errors: list[BaseException] = []
 
     def loop() -> None:
         os.sched_setaffinity(0, cores)  # not the one core that this thread's maker is bound to
         try:
-            EngineProcess(core, wire).run()
+            EngineProcess(core, wire, beat).run()
         except BaseException as error:  # noqa: BLE001 - raised below, in the main thread
             errors.append(error)
         finally:
@@ -158,7 +183,7 @@ def _read_line() -> bytes:
     return line
 
 
-def _die_with_parent() -> None:
+def _watch_lifeline() -> None:
     """Standard input ends when the parent does, however it dies."""
     while os.read(0, 1):
         pass

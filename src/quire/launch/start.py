@@ -51,17 +51,22 @@ async def start_engine(
     if may_run_on_cpu(config):
         environment |= openmp_environment()
     environment |= {**os.environ, "PYTHONPATH": python_path}
-    process = subprocess.Popen(
-        [*ENGINE_COMMAND, str(folder), str(num_clients)],
-        stdin=subprocess.PIPE,
-        env=environment,
-        start_new_session=True,
-    )
-    assert process.stdin is not None
-    process.stdin.write(msgspec.json.encode(config) + b"\n")
-    process.stdin.flush()
+
+    def spawn() -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(
+            [*ENGINE_COMMAND, str(folder), str(num_clients)],
+            stdin=subprocess.PIPE,
+            env=environment,
+            start_new_session=True,
+        )
+        assert process.stdin is not None
+        process.stdin.write(msgspec.json.encode(config) + b"\n")
+        process.stdin.flush()
+        return process
+
     remove = partial(shutil.rmtree, folder, ignore_errors=True)
-    return Client(folder, process, on_progress, remove, num_clients=num_clients)
+    timeout = config.operation.step_timeout
+    return Client(folder, spawn, on_progress, remove, num_clients=num_clients, step_timeout=timeout)
 
 
 async def join_engine(folder: Path, index: int, num_clients: int) -> Client:

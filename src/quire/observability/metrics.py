@@ -191,15 +191,23 @@ class RequestTimes:
 
     def _log(self, now: float, reason: str) -> None:
         first = self._first or now
+        queue_ms, decode_ms = 1e3 * self._queued_s, 1e3 * (now - first)
+        prefill_ms = 1e3 * max(first - self._arrival - self._queued_s, 0.0)
+        name = self._name or "request"
         log.info(
             "%s %s: %d prompt + %d output tokens; queue %.0f ms, prefill %.0f ms, decode %.0f ms",
-            self._name or "request",
-            reason,
-            self._num_prompt_tokens,
-            self._num_tokens,
-            1e3 * self._queued_s,
-            1e3 * max(first - self._arrival - self._queued_s, 0.0),
-            1e3 * (now - first),
+            *(name, reason, self._num_prompt_tokens, self._num_tokens, queue_ms, prefill_ms, decode_ms),
+            extra={
+                "fields": {
+                    "request_id": name,
+                    "reason": reason,
+                    "prompt_tokens": self._num_prompt_tokens,
+                    "output_tokens": self._num_tokens,
+                    "queue_ms": round(queue_ms, 3),
+                    "prefill_ms": round(prefill_ms, 3),
+                    "decode_ms": round(decode_ms, 3),
+                }
+            },
         )
 
 

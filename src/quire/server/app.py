@@ -16,7 +16,7 @@ from quire.server.docs import routes_about
 from quire.server.errors import describe
 from quire.server.limits import check_headers
 from quire.server.models import Models
-from quire.server.ops import Health, Load, MetricsPage, Version
+from quire.server.ops import Health, Live, Load, MetricsPage, Ready, Version
 from quire.server.routing import Route, Router
 from quire.server.state import ServerState, request_id
 from quire.server.tokenize import Detokenize, Tokenize
@@ -30,6 +30,8 @@ ROUTES: tuple[Route, ...] = routes_about(
         Route("POST", "/tokenize", Tokenize, TokenizeRequest),
         Route("POST", "/detokenize", Detokenize, DetokenizeRequest),
         Route("GET", "/health", Health),
+        Route("GET", "/ready", Ready),
+        Route("GET", "/live", Live),
         Route("GET", "/ping", Health),
         Route("POST", "/ping", Health),
         Route("GET", "/load", Load, needs="metrics"),
@@ -38,7 +40,7 @@ ROUTES: tuple[Route, ...] = routes_about(
     )
 )
 
-OPERATION_ROUTES = tuple(route for route in ROUTES if route.path in ("/metrics", "/health"))
+OPERATION_ROUTES = tuple(route for route in ROUTES if route.path in ("/metrics", "/health", "/ready", "/live"))
 """For a port of their own."""
 
 

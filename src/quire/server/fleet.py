@@ -69,7 +69,7 @@ class Fleet:
             folder=str(self._folder),
             socket_fd=sock.fileno(),
             main_pid=os.getpid(),
-            verbose=logging.getLogger("quire").isEnabledFor(logging.DEBUG),
+            log_level=logging.getLevelName(logging.getLogger("quire").level),
             engine=self._engine_config,
             server=self._server_config,
         )

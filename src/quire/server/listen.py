@@ -20,12 +20,16 @@ def listen(host: str, port: int) -> socket.socket:
     return _bound(host, port, shared=False, listening=True)
 
 
-def listen_together(host: str, port: int, count: int) -> list[socket.socket]:
+def listen_together(host: str, port: int, count: int, *, with_others: bool = False) -> list[socket.socket]:
     """Sockets on one port, between which the kernel divides connections; the first listens, the others do not yet.
+
+    with_others: another server may be on the port, and gets all connections until one of these listens: none does yet.
 
     Raises:
         StartupError, ConfigError: as `listen`.
     """
+    if with_others:
+        return [_bound(host, port, shared=True, listening=False) for _ in range(count)]
     if count == 1:
         return [listen(host, port)]
     first = listen(host, port)  # sharing works with strangers, too: see first that there are none

@@ -3,7 +3,8 @@
 It is told what to do in lines on its standard input, and dies with the pipe; it says `ready` on its standard output.
 
     settings ─► load ─► "ready" ─► "go": take connections ─► "drain": finish, exit 0
-                                        "keys": read them again   └─ "dead N": the engine ended with code N
+                                         "keys": read them again   └─ "dead REASON": the engine has ended; a new one
+                                                                      says itself that it is ready
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import uvloop
 
 from quire.config import EngineConfig, ServerConfig
 from quire.launch import join_engine
+from quire.lifeline import die_with_parent
 from quire.observability import logs
 from quire.observability.cells import SharedCells
 from quire.observability.metrics import Metrics
@@ -36,7 +38,7 @@ class Membership(msgspec.Struct):
     folder: str
     socket_fd: int
     main_pid: int
-    verbose: bool
+    log_level: str
     engine: EngineConfig
     server: ServerConfig
 
@@ -82,7 +84,7 @@ class Member:
         elif order == "keys":
             self._api.reload_keys()
         elif order == "dead":
-            self._client.engine_ended(int(value))
+            self._client.engine_ended(value)
 
 
 def _read_orders(loop: asyncio.AbstractEventLoop, obey: object) -> None:
@@ -107,7 +109,8 @@ def _read_line() -> bytes:
 def main() -> None:
     """Entry point."""
     orders = msgspec.json.decode(_read_line(), type=Membership)
-    logs.set_up(orders.verbose)
+    logs.set_up(orders.engine.operation.log_format, level=orders.log_level)
+    die_with_parent()
 
     async def run() -> None:
         await Member(orders).run()

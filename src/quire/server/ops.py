@@ -1,4 +1,12 @@
-"""GET /health (and /ping), /load, /version, /metrics: for those who run the server."""
+"""GET /health (and /ping), /live, /ready, /load, /version, /metrics: for those who run the server.
+
+None of them asks the engine for anything: what is known of it is its process, its heart and its last words. A long step
+is no illness; one that takes longer than --step-timeout is.
+
+    /live    this process answers, and the engine works, loads or is started again   restart the server if not
+    /ready   requests are taken now                                                  send requests elsewhere if not
+    /health  the same, for those who know only one
+"""
 
 from __future__ import annotations
 
@@ -18,6 +26,23 @@ class Health:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._state.require_service()
         await answer(send, b'{"status":"ok"}')
+
+
+class Ready(Health):
+    """The same as /health: the model is loaded, the engine alive, the server not stopping."""
+
+
+class Live:
+    """200 as long as this process answers; a dead engine that is not started again ends the process anyway."""
+
+    def __init__(self, state: ServerState) -> None:
+        self._state = state
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        client = self._state.client
+        engine = "loading" if client.ready is None else "ended" if client.dead else "running"
+        body = {"status": "ok", "engine": engine, **({"reason": client.reason} if client.dead else {})}
+        await answer(send, encode(body))
 
 
 class Load:

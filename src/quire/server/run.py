@@ -1,7 +1,7 @@
 """From settings to a serving process and back: bind, start the engine, serve, drain, exit code.
 
 bind ─► config.json ─► engine starts ─► web server, 503 ─► tokenizer ─► ready, 200 ─► signal: drain ─► exit 0
-                                                                                └─ engine ends: errors ─► exit 1
+                                                                                └─ engine ends: errors, a new one
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING
 
 from quire.checkpoint import read_facts, resolve
 from quire.config import EngineConfig, ServerConfig
+from quire.errors import EngineDeadError
 from quire.server.banner import LoadingLine, banner
 from quire.server.keys import keys_of
-from quire.server.listen import listen, listen_together, url_of
+from quire.server.listen import listen_together, url_of
 
 if TYPE_CHECKING:
     from quire.frontend.client import Client
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
     from quire.server.serving import ApiServer
 
 log = logging.getLogger("quire.server")
+CLOSE_SECONDS = 5.0
+"""What the engine gets to end by itself when nothing runs any more."""
+FORCED_SECONDS = 0.5
+"""The same after a second signal."""
 BROKEN_SECONDS = 2.0
 """What clients get to read their errors when the engine or an API process has ended by itself."""
 
@@ -38,6 +43,7 @@ def run(engine_config: EngineConfig, server_config: ServerConfig) -> int:
     Raises:
         ConfigError: a setting cannot work.
         StartupError: the port is taken, or the engine did not come up.
+        EngineDeadError: the engine, or an API process, has ended and is not started again.
     """
     started = time.monotonic()
     model = engine_config.model
@@ -48,10 +54,14 @@ def run(engine_config: EngineConfig, server_config: ServerConfig) -> int:
         from quire.server.web import check_tls
 
         check_tls(server_config)
-    socks = listen_together(server_config.host, server_config.port, server_config.api_server_count)
+    shares = server_config.reuse_port
+    count = server_config.api_server_count
+    socks = listen_together(server_config.host, server_config.port, count, with_others=shares)
     try:
         metrics_port = server_config.metrics_port
-        metrics_sock = listen(server_config.host, metrics_port) if metrics_port is not None else None
+        metrics_sock = None
+        if metrics_port is not None:
+            [metrics_sock] = listen_together(server_config.host, metrics_port, 1, with_others=shares)
         read_facts(resolve(model.model, model.revision, weights=False))  # what is wrong with it is said at once
         import uvloop
 
@@ -89,15 +99,17 @@ class _Serving:
         _catch_signals(self._on_signal)
         client = await start_engine(self._engine_config, self._loading_line, num_clients=len(self._socks))
         try:
-            return await self._serve(client)
+            await self._serve(client)
+            return 0
         finally:
-            if client.ready is None:  # it is deep in loading and would not hear us for seconds
+            if client.ready is None or client.dead:  # it is deep in loading and would not hear us for seconds
                 client.kill()
-            await client.close()
+            await client.close(FORCED_SECONDS if self._force_exit else CLOSE_SECONDS)
 
-    async def _serve(self, client: Client) -> int:
+    async def _serve(self, client: Client) -> None:
         from quire.server.fleet import Fleet
         from quire.server.serving import ApiServer, admission_cells
+        from quire.server.supervisor import Supervisor
 
         metrics = self._make_metrics(client)
         fleet = Fleet(self._engine_config, self._config, client.folder, self._socks[1:])
@@ -109,21 +121,35 @@ class _Serving:
             fleet.tell("keys")
 
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload_keys)
-        serving = api.start(self._metrics_sock)
+        supervisor = Supervisor(client, self._config.max_restarts, fleet.tell)
+        serving: asyncio.Task[None] = asyncio.create_task(_forever())
+        if not self._config.reuse_port:  # else the port is another server's until the model is loaded
+            serving = api.start(self._metrics_sock)
         stopping = asyncio.create_task(self._stopping.wait())
-        ended = asyncio.create_task(client.wait_ended())
+        ended: asyncio.Task[str] = asyncio.create_task(_forever())  # type: ignore[arg-type]
         loading = asyncio.create_task(self._load(api, fleet))
-        lost = asyncio.create_task(asyncio.Event().wait())
+        lost: asyncio.Task[int] = asyncio.create_task(_forever())  # type: ignore[arg-type]
         tasks = [serving, stopping, ended, loading, lost]
         try:
             await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if loading.done():
                 loading.result()
+                if self._config.reuse_port:
+                    serving = api.start(self._metrics_sock)
+                    tasks.append(serving)
                 self._announce(client)
-                lost = asyncio.create_task(fleet.wait_any_ended())  # type: ignore[arg-type]
+                ended = asyncio.create_task(supervisor.run())
+                tasks.append(ended)
+                lost = asyncio.create_task(fleet.wait_any_ended())
                 tasks.append(lost)
                 await asyncio.wait({stopping, ended, serving, lost}, return_when=asyncio.FIRST_COMPLETED)
-            return await self._stop(client, api, fleet, broken=self._what_broke(ended, lost))
+            broken = self._what_broke(ended, lost)
+            supervisor.stop()
+            await self._stop(client, api, fleet, broken=broken is not None)
+            if broken is None and ended.done():  # while the last requests were finished
+                broken = ended.result()
+            if broken is not None:
+                raise EngineDeadError(f"{broken}; the server has stopped.")
         finally:
             self._loading_line.end()
             fleet.kill()
@@ -182,28 +208,23 @@ class _Serving:
         self._stopping.set()
 
     @staticmethod
-    def _what_broke(ended: asyncio.Task[int], lost: asyncio.Task[int]) -> str | None:
+    def _what_broke(ended: asyncio.Task[str], lost: asyncio.Task[int]) -> str | None:
         """What ended without having been told to, if anything."""
         if ended.done():
-            return "The engine has ended unexpectedly"
+            return ended.result()
         if lost.done():
             return f"An API process has ended unexpectedly with code {lost.result()}"
         return None
 
-    async def _stop(self, client: Client, api: ApiServer, fleet: Fleet, *, broken: str | None) -> int:
+    async def _stop(self, client: Client, api: ApiServer, fleet: Fleet, *, broken: bool) -> None:
         """Take nothing new, let what runs finish for a while, close."""
         num_running = max(client.num_in_flight, client.stats.num_running + client.stats.num_waiting)
         seconds = BROKEN_SECONDS if broken else self._config.shutdown_timeout
-        if broken:
-            log.error("%s; the server stops.", broken)
-        elif num_running:
+        if num_running and not broken:
             log.warning("Stopping: finishing %d requests (a second signal ends them now).", num_running)
-        if client.dead:
-            fleet.tell("dead 1")
         fleet.tell(f"drain {seconds}")
         others = asyncio.create_task(fleet.wait_all_ended())
         await asyncio.gather(api.stop(seconds, lambda: self._force_exit), self._wait_for(others, seconds))
-        return 1 if broken else 0
 
     async def _wait_for(self, others: asyncio.Task[None], seconds: float) -> None:
         """The same for the other processes; those that take longer are killed."""
@@ -211,6 +232,10 @@ class _Serving:
         while not others.done() and time.monotonic() < limit and not self._force_exit:
             await asyncio.wait({others}, timeout=0.1)
         others.cancel()
+
+
+async def _forever() -> None:
+    await asyncio.Event().wait()
 
 
 def _catch_signals(on_signal: Callable[[], None]) -> None:

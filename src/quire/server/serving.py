@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from quire.frontend.client import Client
 
 log = logging.getLogger("quire.server")
+HAND_OVER_SECONDS = 0.5
 _SEED_STEP = 1 << 32
 """Between the seeds of two processes: requests that bring none must not get the same ones."""
 
@@ -137,10 +138,15 @@ class ApiServer:
         self.state.serve(service)
 
     async def stop(self, seconds: float, forced: Callable[[], bool] = lambda: False) -> None:
-        """Take nothing new, let what runs finish for so long or until `forced()`, close."""
-        self.state.draining = True
-        self._server.should_exit = True
+        """Refuse what is new, let what runs finish for so long or until `forced()`, close."""
         serving, limit = self._serving, time.monotonic() + seconds
+        if self._config.reuse_port and serving is not None:
+            await self._hand_over()
+        self.state.draining = True
+        running = set(self._server.server_state.tasks)  # whoever comes now gets his 503 at once, and is not waited for
+        while running and time.monotonic() < limit and not forced():
+            _, running = await asyncio.wait(running, timeout=0.05)
+        self._server.should_exit = True
         if self._metrics is not None:
             self._metrics.cancel()
         if serving is None:
@@ -152,6 +158,13 @@ class ApiServer:
             for task in list(self._server.server_state.tasks):
                 task.cancel()
             await asyncio.wait({serving}, timeout=1.0)
+
+    async def _hand_over(self) -> None:
+        """Leave new connections to the server that shares the port; those that were taken bring their request yet."""
+        for server in self._server.servers:
+            server.close()
+        self._sock.close()
+        await asyncio.sleep(HAND_OVER_SECONDS)
 
 
 def _bounds(config: ServerConfig) -> Bounds:

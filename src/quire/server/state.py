@@ -64,7 +64,7 @@ class ServerState:
             UnavailableError: loading, draining or dead.
         """
         if self.client.dead:
-            raise EngineDeadError("The engine has ended; the server is stopping.")
+            raise EngineDeadError(f"{self.client.reason}; it is started again, or the server stops.")
         if self.draining:
             raise UnavailableError("The server is stopping and takes no new requests.")
         if self.service is None:

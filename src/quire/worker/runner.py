@@ -145,6 +145,10 @@ class Runner:
                 graphs.forget_smallest()
         return changed is not None
 
+    def forget(self) -> None:
+        """A step failed half-way: nothing of it is left for the next one."""
+        self._logits = self._scored = self._pending = None
+
     @torch.inference_mode()
     def compile_ahead(self, *plans: StepPlan) -> None:
         """Compile the kernels of these steps and of all graphs. What the rows and the cache hold is lost."""

@@ -39,6 +39,7 @@ from quire.worker.sizes import (
     pick_mixed_sizes,
     pick_sizes,
 )
+from quire.worker.trouble import Trouble, trouble_of
 
 Progress = Callable[[str, int, int], None]
 
@@ -145,6 +146,11 @@ class Worker:
     def prepare(self) -> bool:
         """Nothing is to be done: use the time. Whether there was a use for it."""
         return self._runner.prepare()
+
+    def judge(self, error: Exception) -> Trouble:
+        """A step failed with this error: forget it, give back memory, and say what it means for further steps."""
+        self._runner.forget()
+        return trouble_of(error, self.device)
 
 
 @dataclass(frozen=True, slots=True)

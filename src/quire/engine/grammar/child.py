@@ -37,6 +37,7 @@ from quire.engine.grammar.wire import (
     ToWorker,
     line_bytes,
 )
+from quire.lifeline import die_with_parent
 
 
 def main() -> None:
@@ -44,6 +45,7 @@ def main() -> None:
     control = socket.socket(fileno=int(sys.argv[1]))
     memory_fd = int(sys.argv[2])
     setup = msgspec.json.decode(sys.argv[3], type=Setup)
+    die_with_parent()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the system clears away workers that ended
     try:
         vocabulary = load_vocabulary(setup.tokenizer, setup.vocab_size, setup.end_token_ids)
@@ -62,6 +64,7 @@ def main() -> None:
         pid = os.fork()
         if pid == 0:
             control.close()
+            die_with_parent()
             _limit_memory(setup.memory_bytes)
             channel = Channel(socket.socket(fileno=descriptors[0]), ToWorker, wait=True)
             try:

@@ -30,6 +30,7 @@ class Request:
         void_epoch: a token that was sampled before this many preemptions and not seen yet is thrown away.
         needs_free: free blocks that the last failed admission asked for; no use trying with fewer.
         group: of requests with the same prompt; -1 is none.
+        stale: the device may not have the row as it is here; it is written anew.
         tenant: who asks; the scheduler shares the device out between tenants.
         start_by: on the scheduler's clock; not begun by then it ends. 0 is never.
         num_scored: prompt tokens whose log-probability was given out, where they are asked for; the first has none.
@@ -58,6 +59,7 @@ class Request:
         "priority",
         "row",
         "seq",
+        "stale",
         "start_by",
         "started",
         "state",
@@ -87,6 +89,7 @@ class Request:
         self.state: State = "held"
         self.finish_reason: FinishReason | None = None
         self.row = NO_ROW
+        self.stale = False
         self.num_computed = 0
         self.num_pending = 0
         self.num_preemptions = 0

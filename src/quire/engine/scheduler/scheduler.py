@@ -9,6 +9,7 @@ counts what is on its way, so the next step is planned without waiting for the d
 
 from __future__ import annotations
 
+import logging
 import time
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterable, Sequence
@@ -32,6 +33,8 @@ from quire.messages import (
     TokenLogprobs,
     TokenOutput,
 )
+
+log = logging.getLogger("quire.engine")
 
 
 class Share(NamedTuple):
@@ -84,7 +87,7 @@ class Scheduler:
         self._max_model_len = max_model_len
         self._policy = policy
         self._limits = limits
-        self._chunked_prefill = chunked_prefill
+        self.chunked_prefill = chunked_prefill
         self._clock = clock
         self._requests: dict[int, Request] = {}
         self._deadlines = Deadlines(self._requests)
@@ -152,6 +155,13 @@ class Scheduler:
         """Forget every cached prefix; requests that run keep their blocks."""
         self._kv.pool.forget_all()
 
+    def reject(self, id_: int, error: str) -> None:
+        """End a request that could not be taken in, as far as it was."""
+        if request := self._requests.get(id_):
+            self._finish(request, "error", error)
+        else:
+            self._outbox.append(TokenOutput(id=id_, token_ids=[], finish_reason="error", error=error))
+
     def fail(self, request: Request, error: str, param: str | None = None) -> None:
         """End one request because of an error of its own; `param` is the field to blame, if one is."""
         if request.state != "finished":
@@ -188,9 +198,33 @@ class Scheduler:
                 sample += 1
             if share.request.state == "finished":
                 continue
-            if scores and index in scores:
-                self._take_scored(share.request, step.plan.starts[index] + 1, scores[index])
-            self._commit_share(share, token, logprobs)
+            try:
+                if scores and index in scores:
+                    self._take_scored(share.request, step.plan.starts[index] + 1, scores[index])
+                self._commit_share(share, token, logprobs)
+            except Exception as error:
+                log.error("request %d could not take its token", share.request.id, exc_info=error)
+                self.fail(share.request, f"{type(error).__name__} when its token came")
+
+    def rewind(self, step: Step) -> None:
+        """A step, the latest there is, brings no results: its requests stand as before it.
+
+        What became of it on the device is unknown, so their rows are written anew; their blocks stay.
+        """
+        for share, start in zip(step.shares, step.plan.starts, strict=True):
+            request = share.request
+            request.num_pending -= share.samples
+            if request.state == "running" and share.epoch == request.num_preemptions:
+                request.num_computed = start
+                request.stale = True
+
+    def add_limit(self, limit: Limit) -> None:
+        """A further bound from the next step on."""
+        self._limits = (*self._limits, limit)
+
+    def remove_limit(self, limit: Limit) -> None:
+        """It bounds nothing any more."""
+        self._limits = tuple(other for other in self._limits if other is not limit)
 
     def take_outputs(self) -> list[TokenOutput]:
         """What happened to requests since the last call."""
@@ -321,7 +355,9 @@ class Scheduler:
     def _grow(self, request: Request, count: int, plan: StepPlan) -> bool:
         """Give a running request the blocks for so many more tokens, if there are as many."""
         blocks = self._kv.grow(request, request.num_computed + count)
-        if blocks:
+        if blocks is not None and request.stale:
+            self._tell_row(request, plan)
+        elif blocks:
             plan.new_blocks.append(NewBlocks(request.row, len(request.blocks) - len(blocks), blocks))
         return blocks is not None
 
@@ -338,15 +374,19 @@ class Scheduler:
         index = 0
         while index < len(self._running) and budget > 0:
             request = self._running[index]
-            count = self._allowed(request, budget) if prompts or request.want <= 1 else 0
-            if count > 0:
-                if not self._grow(request, count, plan):
-                    self._preempt(self._victim(request, self._running[index:]))
-                    preempted = True
-                    continue
-                self._run(request, count, plan, shares)
-                budget -= count
-            index += 1
+            try:
+                count = self._allowed(request, budget) if prompts or request.want <= 1 else 0
+                if count > 0:
+                    if not self._grow(request, count, plan):
+                        self._preempt(self._victim(request, self._running[index:]))
+                        preempted = True
+                        continue
+                    self._run(request, count, plan, shares)
+                    budget -= count
+            except Exception as error:  # noqa: BLE001 - it ends this request, and nobody else
+                self._give_up(request, error, plan, shares)
+            else:
+                index += 1
         return budget, preempted
 
     def _plan_waiting(self, plan: StepPlan, shares: list[Share], budget: int, most: int | None = None) -> None:
@@ -356,11 +396,15 @@ class Scheduler:
             request = self._waiting.peek()
             if request is None or request.num_pending or request.needs_free > self._kv.pool.num_free:
                 return
-            count = self._admit(request, plan, budget)
-            if count == 0:
-                return
-            self._run(request, count, plan, shares)
-            budget -= count
+            try:
+                count = self._admit(request, plan, budget)
+                if count == 0:
+                    return
+                self._run(request, count, plan, shares)
+            except Exception as error:  # noqa: BLE001 - it ends this request, and nobody else
+                self._give_up(request, error, plan, shares)
+            else:
+                budget -= count
 
     def _admit(self, request: Request, plan: StepPlan, budget: int) -> int:
         """Give a waiting request its blocks and a row; returns how many tokens it runs, 0 if it must wait on."""
@@ -377,6 +421,13 @@ class Scheduler:
         self._tenants.take_row(request.tenant)
         if request.started is None:
             request.started = self._clock()
+        self._tell_row(request, plan)
+        return count
+
+    @staticmethod
+    def _tell_row(request: Request, plan: StepPlan) -> None:
+        """The device learns all of a row."""
+        request.stale = False
         plan.new_rows.append(
             NewRow(
                 row=request.row,
@@ -388,14 +439,26 @@ class Scheduler:
             )
         )
         plan.new_blocks.append(NewBlocks(request.row, 0, list(request.blocks)))
-        return count
+
+    def _give_up(self, request: Request, error: Exception, plan: StepPlan, shares: list[Share]) -> None:
+        """A request that cannot be planned: take its traces, the latest ones, out of the plan, and end it."""
+        log.error("request %d could not be planned", request.id, exc_info=error)
+        shares[:] = [share for share in shares if share.request is not request]
+        for values in (plan.rows, plan.starts, plan.counts):
+            del values[len(shares) :]
+        plan.samples[:] = [index for index in plan.samples if index < len(shares)]
+        plan.new_rows[:] = [new for new in plan.new_rows if new.row != request.row]
+        plan.new_blocks[:] = [new for new in plan.new_blocks if new.row != request.row]
+        if request.state == "waiting" and request.blocks:
+            self._kv.release(request)
+        self.fail(request, f"{type(error).__name__} when it was planned")
 
     def _allowed(self, request: Request, budget: int) -> int:
         want = request.want
         count = min(want, budget)
         for limit in self._limits:
             count = min(count, limit.allow(request, count))
-        return count if count == want or self._chunked_prefill else 0
+        return count if count == want or self.chunked_prefill else 0
 
     def _run(self, request: Request, count: int, plan: StepPlan, shares: list[Share]) -> None:
         start, end = request.num_computed, request.num_computed + count
