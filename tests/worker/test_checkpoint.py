@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from quire.checkpoint import Fields, read_facts, resolve, rope_fields
-from quire.errors import ConfigError
+from quire.checkpoint import Fields, read_facts, rope_fields
+from quire.errors import ConfigError, StartupError
+from quire.sources import resolve
 
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -73,8 +74,11 @@ def test_a_name_that_cannot_be(name: str) -> None:
 @pytest.mark.usefixtures("no_network")
 def test_a_file_is_not_a_folder(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").touch()
+    (tmp_path / "model.bin").touch()
     with pytest.raises(ConfigError, match="is a file"):
-        resolve(str(tmp_path / "model.gguf"), weights=True)
+        resolve(str(tmp_path / "model.bin"), weights=True)
+    with pytest.raises(StartupError, match="too few for a GGUF"):
+        resolve(str(tmp_path / "model.gguf"), weights=True, download_dir=str(tmp_path / "cache"))
 
 
 class Hub:
@@ -158,7 +162,7 @@ def test_any_other_failure_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_real_hub_client_when_offline(tmp_path: Path) -> None:
     """No stand-in: huggingface_hub itself with an empty cache and no network."""
-    call = "from quire.checkpoint import resolve; resolve('owner/model', weights=True)"
+    call = "from quire.sources import resolve; resolve('owner/model', weights=True)"
     env = {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "PYTHONPATH": ":".join(sys.path)}
     done = subprocess.run([sys.executable, "-c", call], env=env, capture_output=True, text=True, timeout=60)
     assert "HF_HUB_OFFLINE is set" in done.stderr.splitlines()[-1]

@@ -22,7 +22,7 @@ from quire.errors import ConfigError, QuireError, StartupError
 from quire.worker.attention.torch_backend import TorchAttention
 from quire.worker.kernels.plain import PlainKernels
 from quire.worker.layers.build import Build
-from quire.worker.loading.files import TensorFile
+from quire.worker.loading import stream
 from quire.worker.loading.header import read_header
 from quire.worker.loading.names import Fuse, Rename, Skip, Target, translate
 from quire.worker.models.load import load_model
@@ -283,7 +283,7 @@ def test_progress_ends_at_the_total(folder: Path) -> None:
 
 def test_large_tensors_are_copied_in_pieces(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = load_plain(folder).state_dict()
-    monkeypatch.setattr(TensorFile, "RELEASE_BYTES", 5000)
+    monkeypatch.setattr(stream, "PIECE_BYTES", 5000)
     calls: list[int] = []
     for name, tensor in load_plain(folder).state_dict().items():
         assert torch.equal(tensor, expected[name])

@@ -12,6 +12,8 @@ from torch import nn
 from quire.checkpoint import ModelFacts
 from quire.config import ModelConfig
 from quire.errors import ConfigError
+from quire.sources.files import read_locations
+from quire.sources.objects import bring_here
 from quire.worker.layers.build import Build
 from quire.worker.loading.weights import fill_from_files, fill_with_random
 from quire.worker.models.registry import find_class, unknown
@@ -60,8 +62,16 @@ def _by_transformers(folder: Path, facts: ModelFacts, build: Build, config: Mode
         raise unknown(facts)
     if config.quantization is not None:
         raise ConfigError(f"--quantization {config.quantization}: models in transformers' own code keep their weights.")
+    elsewhere = read_locations(folder)
+    if elsewhere is not None and any(place.name.endswith(".gguf") for place in elsewhere[0]):
+        raise ConfigError(f"{facts.config.where}: a GGUF runs in Quire's own code only; leave --model-impl auto.")
+    if elsewhere is not None and config.load_format != "dummy":
+        bring_here(folder)
     log.info("%s runs in transformers' own code, slower than Quire's models do.", ", ".join(facts.architectures))
     from quire.worker.models.fallback import TransformersForCausalLM
 
     dummy = config.load_format == "dummy"
-    return TransformersForCausalLM(folder, facts, build, dummy=dummy, remote_code=config.trust_remote_code)
+    overrides = {key: facts.config.values[key] for key in config.hf_overrides or {}}
+    return TransformersForCausalLM(
+        folder, facts, build, dummy=dummy, remote_code=config.trust_remote_code, overrides=overrides
+    )
