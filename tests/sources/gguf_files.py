@@ -75,12 +75,13 @@ def _add_sizes(writer: gguf.GGUFWriter, arch: str, config: dict[str, Any]) -> No
     writer.add_context_length(config.get("max_position_embeddings", 2048))
     writer.add_embedding_length(config["hidden_size"])
     writer.add_block_count(config["num_hidden_layers"])
-    writer.add_feed_forward_length(config.get("intermediate_size") or config.get("ffn_hidden_size"))
+    writer.add_feed_forward_length(config.get("ffn_hidden_size") or config.get("intermediate_size"))
     writer.add_head_count(heads)
-    writer.add_head_count_kv((config.get("num_kv_heads") or 1) if arch == "falcon" else config["num_key_value_heads"])
     if arch == "falcon":
+        writer.add_head_count_kv(config["num_kv_heads"] if config["new_decoder_architecture"] else 1)
         writer.add_layer_norm_eps(config["layer_norm_epsilon"])
         return
+    writer.add_head_count_kv(config["num_key_value_heads"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     rope = config.get("rope_parameters") or {}
     rope = rope.get("full_attention", rope)

@@ -67,7 +67,7 @@ class Hub:
         self.asked.append({"name": name, **options})
         return str(self.folder)
 
-    def list_files(self, api: Any, name: str, revision: str | None = None) -> list[str]:
+    def list_files(self, name: str, revision: str | None = None) -> list[str]:
         return [str(path.relative_to(self.folder)) for path in self.folder.rglob("*") if path.is_file()]
 
 
@@ -84,7 +84,7 @@ def test_a_gguf_of_the_hub(repo: Hub) -> None:
     assert found == [repo.folder / FILES[4], repo.folder / FILES[5]]
     assert repo.asked == [
         {"name": "owner/model", "revision": "v1", "token": None, "local_files_only": False,
-         "allow_patterns": FILES[4:6], "ignore_patterns": []},
+         "allow_patterns": FILES[4:6], "ignore_patterns": [], "cache_dir": None},
     ]  # fmt: skip
     with pytest.raises(ConfigError, match="several GGUFs; name one as MODEL:"):
         hub.fetch("owner/model", None, weights=True)

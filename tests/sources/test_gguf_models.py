@@ -26,8 +26,12 @@ from quire.worker.loading.files import find_tensors
 
 FAMILIES = [name for name in checkpoints.FAMILIES if name not in ("phi2", "falcon_rw")]
 """All but those that GGUF, or its graph of the family, does not have."""
-MORE: dict[str, dict[str, Any]] = {"mistral": {"sliding_window": None}, "falcon40": {"bias": False}}
-"""Mistral's files have no window, Falcon's no biases."""
+MORE: dict[str, dict[str, Any]] = {
+    "mistral": {"sliding_window": None},
+    "falcon40": {"bias": False},
+    "qwen3_moe": {"mlp_only_layers": []},
+}
+"""Mistral's files have no window, Falcon's no biases, Qwen's with experts have them in every layer."""
 
 
 def prompts(count: int) -> list[list[int]]:
@@ -155,7 +159,7 @@ BAD: dict[str, tuple[Any, type[QuireError], str]] = {
     "end token": (lambda w: _set(w, "tokenizer.ggml.eos_token_id", 5000), ConfigError, "must be below"),
     "merges": (lambda w: w.kv_data[0]["tokenizer.ggml.merges"].value.append("x yz"), StartupError, "cannot be built"),
     "merge of one": (lambda w: w.kv_data[0]["tokenizer.ggml.merges"].value.append("x"), StartupError, "no merge"),
-    "kinds": (lambda w: w.kv_data[0]["tokenizer.ggml.token_type"].value.pop(), ConfigError, "must have 5"),
+    "kinds": (lambda w: w.kv_data[0]["tokenizer.ggml.token_type"].value.pop(), ConfigError, "must have 334"),
 }
 
 

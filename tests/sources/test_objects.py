@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import checkpoints
+import obstore
 import pytest
 import torch
 from gguf_files import write_gguf
 from moto.server import ThreadedMotoServer
+from obstore.store import S3Store
 from paged import Driver, Sequence
 from safetensors.torch import load_file
 
@@ -34,23 +36,17 @@ def server() -> Iterator[str]:
 
 
 class Bucket:
-    """Put files there by plain HTTP."""
+    """Put files there."""
 
     def __init__(self, server: str) -> None:
-        self._http = http.client.HTTPConnection(server)
-        self._request("PUT", "/bucket")
-
-    def _request(self, method: str, path: str, content: bytes = b"") -> None:
-        self._http.request(method, path, content)
-        answer = self._http.getresponse()
-        answer.read()
-        assert answer.status < 300
+        http.client.HTTPConnection(server).request("PUT", "/bucket")
+        self._store = S3Store("bucket", client_options={"allow_http": True})
 
     def put(self, path: str, content: bytes) -> None:
-        self._request("PUT", f"/bucket/{path}", content)
+        obstore.put(self._store, path, content)
 
     def delete(self, path: str) -> None:
-        self._request("DELETE", f"/bucket/{path}")
+        obstore.delete(self._store, path)
 
     def put_folder(self, folder: Path, prefix: str) -> None:
         for path in folder.iterdir():

@@ -38,9 +38,9 @@ def train(kind: str, **options: Any) -> bytes:
     lines = [" ".join(rng.choices(WORDS, k=12)) for _ in range(300)]
     made = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(lines), model_writer=made, vocab_size=330, model_type=kind, minloglevel=2,
-        **{"byte_fallback": True, "normalization_rule_name": "identity", "user_defined_symbols": ["<user>"],
-           "remove_extra_whitespaces": False, **options},
+        sentence_iterator=iter(lines), model_writer=made, model_type=kind, minloglevel=2,
+        **{"vocab_size": 330, "byte_fallback": True, "normalization_rule_name": "identity",
+           "user_defined_symbols": ["<user>"], "remove_extra_whitespaces": False, **options},
     )  # fmt: skip
     return made.getvalue()
 
@@ -48,7 +48,10 @@ def train(kind: str, **options: Any) -> bytes:
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("bpe", {}),
     "gemma": ("bpe", {"add_dummy_prefix": False}),
-    "unigram": ("unigram", {"normalization_rule_name": "nmt_nfkc", "remove_extra_whitespaces": True}),
+    "unigram": (
+        "unigram",
+        {"vocab_size": 300, "normalization_rule_name": "nmt_nfkc", "remove_extra_whitespaces": True},
+    ),
 }
 
 

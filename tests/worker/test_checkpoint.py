@@ -87,6 +87,8 @@ class Hub:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, answer: Path | Exception) -> None:
         self.asked: dict[str, Any] = {}
         self.answer = answer
+        if isinstance(answer, Path):
+            (answer / "config.json").touch()  # without one a GGUF would be looked for
         for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE"):
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setattr("huggingface_hub.snapshot_download", self.download)

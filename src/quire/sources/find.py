@@ -11,7 +11,7 @@ from typing import Any
 from quire.errors import ConfigError
 from quire.sources import hub, objects
 from quire.sources.choose import choose_gguf, complete, siblings
-from quire.sources.files import Location
+from quire.sources.files import Remote
 
 DEMO = "demo"
 """Names the model inside the package; a folder of that name is ./demo."""
@@ -31,7 +31,7 @@ class Wanted:
     wants_gguf: bool
 
 
-Found = Path | list[Path] | list[Location]
+Found = Path | list[Path] | list[Remote]
 """A folder as it is, or the files of a GGUF."""
 
 

@@ -49,7 +49,7 @@ class _Hub:
 
     def __init__(self, name: str, revision: str | None, download_dir: str | None) -> None:
         self._name, self._revision = name, revision
-        self._cache = {} if download_dir is None else {"cache_dir": Path(download_dir).expanduser()}
+        self._cache = None if download_dir is None else Path(download_dir).expanduser()
         self._token = os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN") or None
         self._offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
 
@@ -66,7 +66,7 @@ class _Hub:
                     local_files_only=self._offline,
                     allow_patterns=patterns,
                     ignore_patterns=never,
-                    **self._cache,  # type: ignore[arg-type]
+                    cache_dir=self._cache,
                 )
             )
         except Exception as error:  # noqa: BLE001 - whatever goes wrong on the way there, the user gets one sentence

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from quire.errors import ConfigError, StartupError
 from quire.sources.cache import cache_root, made_once
 from quire.sources.choose import choose_gguf, is_small, siblings
-from quire.sources.files import WEIGHTS, Location, Remote, read_locations, write_locations
+from quire.sources.files import WEIGHTS, Remote, read_locations, write_locations
 
 SCHEMES = ("s3://", "gs://")
 ENDPOINTS = {"s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"), "gs": ()}
@@ -32,7 +32,7 @@ PART_BYTES = 32 << 20
 
 def fetch(
     url: str, *, download_dir: str | None = None, quant: str | None = None, wants_gguf: bool = False
-) -> Path | list[Location]:
+) -> Path | list[Remote]:
     """The folder with the small files of a model, which says where its weights lie; or its GGUF files.
 
     Args:
@@ -154,7 +154,7 @@ def _bucket(scheme: str, bucket: str, endpoint: str | None) -> Any:
     return from_url(f"{scheme}://{bucket}", client_options=client, retry_config=RETRIES, **options)  # type: ignore[call-overload]
 
 
-def _places(home: str, found: Mapping[str, tuple[int, str]], names: list[str]) -> list[Location]:
+def _places(home: str, found: Mapping[str, tuple[int, str]], names: list[str]) -> list[Remote]:
     return [Remote(f"{home}/{name}", found[name][0]) for name in names]
 
 
@@ -169,7 +169,7 @@ def _fill(folder: Path, home: str, found: Mapping[str, tuple[int, str]]) -> None
             _download(place, folder / Path(place.name).name, pool)
     weights = [name for name in found if name.endswith(".safetensors")]
     others = [name for name in found if name not in weights and name not in small]
-    write_locations(folder, _places(home, found, sorted(weights)), sorted(others))
+    write_locations(folder, [*_places(home, found, sorted(weights))], sorted(others))
 
 
 def _download(place: Remote, path: Path, pool: ThreadPoolExecutor) -> None:

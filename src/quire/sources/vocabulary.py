@@ -134,10 +134,10 @@ def byte_pairs(
     Raises:
         ValueError: a merge that is none, or of tokens that are not there.
     """
-    pairs = [tuple(merge.split(" ")) for merge in merges]
-    wrong = next((merge for merge, pair in zip(merges, pairs, strict=True) if len(pair) != 2), None)
+    wrong = next((merge for merge in merges if merge.count(" ") != 1), None)
     if wrong is not None:
         raise ValueError(f"{wrong[:60]!r} is no merge of two tokens")
+    pairs = [merge.partition(" ")[::2] for merge in merges]
     core = tokenizers.Tokenizer(models.BPE(vocab=_ids(texts), merges=pairs, ignore_merges=how.whole))
     if how.nfc:
         core.normalizer = normalizers.NFC()

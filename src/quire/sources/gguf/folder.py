@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from quire.errors import ConfigError
@@ -17,7 +18,7 @@ from quire.sources.gguf.tokenizer import KEY, end_ids, make_tokenizer
 log = logging.getLogger("quire.sources")
 
 
-def gguf_folder(files: list[Location] | list[Path], download_dir: str | None) -> Path:
+def gguf_folder(files: Sequence[Location], download_dir: str | None) -> Path:
     """Make it, or find it where it was made before.
 
     Raises:

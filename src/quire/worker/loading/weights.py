@@ -42,7 +42,8 @@ def fill_from_files(model: nn.Module, rules: tuple[Rule, ...], folder: Path, pro
     Raises:
         ConfigError, StartupError: no weights, broken files, tensors missing, unknown or of another shape.
     """
-    plan = _plan(model, rules, find_tensors(folder), folder)
+    files = find_tensors(folder)
+    plan = _plan(model, rules, files, _home(folder, files))
     total = sum(move.entry.end - move.entry.start for moves in plan.values() for move in moves)
     done = 0
 
@@ -114,7 +115,7 @@ def _place(param: torch.Tensor, target: Target) -> torch.Tensor:
     return shard_of(param).part(param.detach(), target.part)
 
 
-def _plan(model: nn.Module, rules: tuple[Rule, ...], files: Files, folder: Path) -> dict[Location, list[_Move]]:
+def _plan(model: nn.Module, rules: tuple[Rule, ...], files: Files, folder: Location) -> dict[Location, list[_Move]]:
     """What goes where; checks names, shapes and number formats, and that nothing stays empty."""
     params = dict(model.named_parameters())
     filled: dict[str, set[int | None]] = {name: set() for name in params}
@@ -138,6 +139,12 @@ def _plan(model: nn.Module, rules: tuple[Rule, ...], files: Files, folder: Path)
     if unexpected:
         raise StartupError(f"{folder}: the weights hold what this model has no place for: {_listed(unexpected)}.")
     return plan
+
+
+def _home(folder: Path, files: Files) -> Location:
+    """What errors about all files name: the folder, or the first file where they are elsewhere."""
+    first = next(iter(files), folder)
+    return folder if isinstance(first, Path) and first.parent == folder else first
 
 
 def _has_place(params: dict[str, nn.Parameter], target: Target) -> bool:
