@@ -108,14 +108,17 @@ def test_the_engine_says_the_same_from_text(tmp_path: Path) -> None:
     """Tokenizer, template, end tokens and weights, all from the file."""
     folder, path = written("llama31", tmp_path, kind=Kind.F16)
     texts = ["the quick brown fox", "seven wise owls watch", "<|im_start|>user\nhoot<|im_end|>"]
-    greedy = SamplingParams(temperature=0, max_tokens=24)
-    said = []
-    for name in (folder, path):
-        with LLM(model=str(name), dtype="float32", max_model_len=256, cpu_kernels="torch") as llm:
-            chat = llm.chat([{"role": "user", "content": "hoot"}], greedy, use_tqdm=False)
-            found = [*llm.generate(texts, greedy, use_tqdm=False), *chat]
-            said.append([(output.prompt_token_ids, output.outputs[0].text) for output in found])
-    assert said[0] == said[1]
+    greedy = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
+    with LLM(model=str(path), dtype="float32", max_model_len=256, cpu_kernels="torch") as llm:
+        chat = llm.chat([{"role": "user", "content": "hoot"}], greedy, use_tqdm=False)
+        found = [*llm.generate(texts, greedy, use_tqdm=False), *chat]
+    tokenizer, template = load_text_side(ModelConfig(model=str(folder)))
+    asked = template.render([{"role": "user", "content": "hoot"}], add_generation_prompt=True)
+    prompts = [tokenizer.encode(text) for text in [*texts, asked]]
+    assert [output.prompt_token_ids for output in found] == prompts
+    tokens = Driver(folder).greedy(prompts, 24)
+    assert [output.outputs[0].token_ids for output in found] == tokens
+    assert found[0].outputs[0].text == tokenizer.decode(tokens[0])
 
 
 def test_settings_of_a_gguf(tmp_path: Path) -> None:

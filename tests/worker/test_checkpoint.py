@@ -296,3 +296,12 @@ def test_values_that_cannot_be(file: str, key: str, value: Any, tmp_path: Path) 
 def test_nothing_of_torch_is_imported() -> None:
     code = "import sys, quire.checkpoint; assert not {'torch', 'huggingface_hub', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)}, check=True, timeout=60)
+
+
+def test_overrides_go_into_objects(tmp_path: Path) -> None:
+    folder = write(tmp_path, rope_scaling={"rope_type": "linear", "factor": 2.0})
+    facts = read_facts(folder, {"rope_scaling": {"factor": 4.0}, "eos_token_id": [5, 6], "sliding_window": None})
+    assert facts.max_model_len == 4096 and facts.eos_token_ids == (5, 6)
+    assert rope_fields(facts.config).text("rope_type") == "linear" and facts.config.has("sliding_window")
+    with pytest.raises(ConfigError, match="with --hf-overrides: vocab_size must be"):
+        read_facts(folder, {"vocab_size": "many"})

@@ -11,7 +11,7 @@ from torch import nn
 
 from quire.checkpoint import ModelFacts
 from quire.config import ModelConfig
-from quire.errors import ConfigError
+from quire.errors import ConfigError, StartupError
 from quire.sources.files import read_locations
 from quire.sources.objects import bring_here
 from quire.worker.layers.build import Build
@@ -49,7 +49,11 @@ def load_model(
     made = None if config.model_impl == "transformers" else find_class(facts)
     if made is None:
         return _by_transformers(folder, facts, build, config)
-    model = made(facts, build).eval()
+    try:
+        model = made(facts, build).eval()
+    except (RuntimeError, MemoryError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        raise StartupError(f"{facts.config.where}: no model of these sizes on {build.device}: {reason}") from error
     if config.load_format == "dummy":
         fill_with_random(model, config.seed)
     else:
