@@ -106,9 +106,9 @@ def _object(text: str) -> dict[str, Any]:
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
-        raise ValueError(f"{text!r} is not JSON") from None
+        raise ValueError(f"{text[:60]!r} is not JSON") from None
     if not isinstance(found, dict):
-        raise ValueError(f'{text!r} is not a JSON object like {{"key": value}}')
+        raise ValueError(f'{text[:60]!r} is not a JSON object like {{"key": value}}')
     return found
 
 
