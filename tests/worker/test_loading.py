@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import random
 import shutil
 import struct
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -382,3 +384,18 @@ def test_shard_parts_are_views() -> None:
     Shard(1, (2, 3, 4)).part(whole, 1).fill_(1)
     assert whole[0].tolist() == [0, 0, 1, 1, 1, 0, 0, 0, 0]
     assert Shard(1, (9,)).part(whole, None) is whole
+
+
+def test_reading_threads_are_not_bound_to_the_core_of_their_maker() -> None:
+    """OpenMP binds the main thread to one core on larger machines."""
+    everywhere, waiting = os.sched_getaffinity(0), threading.Event()
+    other = threading.Thread(target=waiting.wait)
+    other.start()
+    try:
+        os.sched_setaffinity(0, {min(everywhere)})
+        with stream.Stream(lambda count: None) as made:
+            assert made._pool.submit(os.sched_getaffinity, 0).result() == everywhere
+    finally:
+        os.sched_setaffinity(0, everywhere)
+        waiting.set()
+        other.join()

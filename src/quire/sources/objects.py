@@ -8,6 +8,7 @@ AWS_REGION, AWS_ENDPOINT_URL, ...; GOOGLE_APPLICATION_CREDENTIALS, GOOGLE_SERVIC
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -28,6 +29,7 @@ THREADS = 8
 RETRIES: dict[str, Any] = {"max_retries": 4, "retry_timeout": timedelta(seconds=60)}
 CLIENT: dict[str, Any] = {"connect_timeout": "5s", "timeout": "120s"}
 PART_BYTES = 32 << 20
+_STATUS = re.compile(r"status code: (\d{3}[\w ]*)")
 
 
 def fetch(
@@ -110,9 +112,11 @@ class ObjectReader:
 def first_line(error: Exception) -> str:
     """What a store's error says to people."""
     text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    status = _STATUS.search(text)
     code = str(error).partition("<Code>")[2].partition("</Code>")[0]
     text = text.partition(" - Server returned")[0].partition(", source:")[0][:300].rstrip(". :")
-    return f"{text} ({code})" if code else text
+    why = ", ".join(filter(None, [status[1].strip() if status else "", code[:60]]))
+    return f"{text} ({why})" if why else text
 
 
 def _list(home: str, url: str) -> dict[str, tuple[int, str]]:

@@ -12,8 +12,9 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Generic, TypeVar
@@ -66,8 +67,9 @@ class Stream(AbstractContextManager["Stream"]):
 
     def __init__(self, progress: Callable[[int], None]) -> None:
         self._progress = progress
-        self._num_threads = min(MAX_THREADS, max(MIN_THREADS, len(os.sched_getaffinity(0))))
-        self._pool = ThreadPoolExecutor(self._num_threads, thread_name_prefix="quire-read")
+        cores = _cores()
+        self._num_threads = min(MAX_THREADS, max(MIN_THREADS, len(cores)))
+        self._pool = ThreadPoolExecutor(self._num_threads, "quire-read", os.sched_setaffinity, (0, cores))
         self._readers: dict[Location, Reader] = {}
         self._free: SimpleQueue[tuple[torch.Tensor, Any]] = SimpleQueue()
 
@@ -135,6 +137,15 @@ class Stream(AbstractContextManager["Stream"]):
             reader.close()
 
 
+def _cores() -> set[int]:
+    """All that this process may use: OpenMP may have bound the calling thread, which its children take after."""
+    found = os.sched_getaffinity(0)
+    for task in Path("/proc/self/task").glob("*"):
+        with suppress(OSError):  # it has ended
+            found |= os.sched_getaffinity(int(task.name))
+    return found
+
+
 def _pieces(job: Job[Any]) -> Iterator[_Piece]:
     """A tensor in pieces of whole rows; a parameter that takes the bytes as they are needs no whole rows."""
     entry = job.entry
@@ -167,7 +178,9 @@ def _copy(raw: torch.Tensor, piece: _Piece) -> None:
     entry, target = piece.job.entry, piece.job.target
     if not piece.num_bytes:
         return
-    raw = raw.to(target.device, non_blocking=True)
+    order = row_order(entry)
+    if DTYPES.get(entry.dtype) != target.dtype or entry.less or order is not None:
+        raw = raw.to(target.device, non_blocking=True)
     if entry.dtype in BLOCKS:
         values = decode(entry.dtype, raw.view(piece.num_rows, -1))
     else:
@@ -176,9 +189,8 @@ def _copy(raw: torch.Tensor, piece: _Piece) -> None:
         values = values.float() - entry.less
     rows = target.unsqueeze(0) if not entry.shape else target
     values = values.view(piece.num_rows, *entry.shape[1:])
-    order = row_order(entry)
     if order is None:
-        rows[piece.row : piece.row + piece.num_rows].copy_(values)
+        rows[piece.row : piece.row + piece.num_rows].copy_(values, non_blocking=True)
     else:
         where = order[piece.row : piece.row + piece.num_rows].to(target.device)
         rows[where] = values.to(target.dtype)
