@@ -9,7 +9,7 @@ from pathlib import Path
 import checkpoints
 import pytest
 from gguf_files import write_gguf
-from mutations import mutations
+from mutations import load, mutations
 
 from quire.errors import ConfigError, QuireError, StartupError
 from quire.sources import resolve
@@ -138,8 +138,8 @@ def test_random_damage_is_one_line_or_nothing(tmp_path: Path) -> None:
     for number, damaged in enumerate(mutations(whole, end, 300, random.Random(1))):
         path.write_bytes(damaged)
         try:
-            resolve(str(path), weights=True, download_dir=str(tmp_path / f"kept{number}"))
-            outcomes["read"] += 1
+            made = resolve(str(path), weights=True, download_dir=str(tmp_path / f"kept{number}"))
+            outcomes["read" if load(made) is None else "refused"] += 1
         except (ConfigError, StartupError) as error:
             outcomes["refused"] += 1
             assert isinstance(error, QuireError) and "\n" not in error.message and len(error.message) < 1000
