@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatch
 
 from quire.errors import ConfigError
@@ -17,6 +17,12 @@ _SHOWN = 12
 def is_small(name: str) -> bool:
     """Whether a file is configuration or tokenizer."""
     return any(fnmatch(name, pattern) for pattern in SMALL_FILES)
+
+
+def only_gguf(files: Iterable[str]) -> bool:
+    """Whether a folder has GGUFs and no safetensors."""
+    names = list(files)
+    return any(name.endswith(".gguf") for name in names) and not any(name.endswith(".safetensors") for name in names)
 
 
 def choose_gguf(files: Mapping[str, object], quant: str | None, where: str) -> list[str]:
