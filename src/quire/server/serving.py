@@ -14,7 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quire.checkpoint import read_facts, resolve
 from quire.config import EngineConfig, ServerConfig
 from quire.errors import ConfigError
 from quire.frontend.service import TextService
@@ -27,6 +26,7 @@ from quire.server.auth import Gate, hosts_of
 from quire.server.keys import Key, keys_of
 from quire.server.state import ServerState
 from quire.server.web import make_room, web_server
+from quire.sources import model_facts
 
 if TYPE_CHECKING:
     from quire.frontend.client import Client
@@ -111,7 +111,7 @@ class ApiServer:
         """Read the tokenizer while the engine loads."""
         model, config = self._engine_config.model, self._config
         loop = asyncio.get_running_loop()
-        facts = read_facts(resolve(model.model, model.revision, weights=False))
+        facts = model_facts(model)
         tokenizer, template = await loop.run_in_executor(None, load_text_side, model, config.chat_template)
         ready = await self._client.wait_ready()
         self.state.metrics.set_max_model_len(ready.max_model_len)
