@@ -265,9 +265,8 @@ def read_facts(folder: Path) -> ModelFacts:
     text.texts("layer_types")
     vocab_size = text.integer("vocab_size")
     eos = (*text.integers("eos_token_id"), *generation.integers("eos_token_id"))
-    dtype = next(
-        (d for part in (config, text) for key in ("dtype", "torch_dtype") if (d := part.text(key, None))), None
-    )
+    dtypes = [part.text(key, None) for part in (config, text) for key in ("dtype", "torch_dtype")]
+    dtype = next(filter(None, dtypes), None)
     return ModelFacts(
         folder=folder,
         architectures=architectures,

@@ -123,8 +123,9 @@ class LLM:
 
         Args:
             prompts: one or many; each a text, a list of token ids, or a dict with "prompt" or "prompt_token_ids", and
-                a "cache_salt" if it is to share cached prefixes only with prompts of the same salt, and "multi_modal_data"
-                {"image": PIL image, uint8 array, data: URL, or a list of them} with one placeholder each in the text.
+                a "cache_salt" if it is to share cached prefixes only with prompts of the same salt, and
+                "multi_modal_data" {"image": PIL image, uint8 array, data: URL, or a list of them}, each of which has a
+                placeholder in the text.
             sampling_params: one for all or one per prompt; None takes the model's generation_config.json.
             use_tqdm: show a progress bar; a callable takes the place of tqdm.
             lora_request: not offered yet.

@@ -1,4 +1,4 @@
-"""Pictures in the scheduler: who gets a slot, when it is encoded, and that prefixes are shared only by equal pictures."""
+"""Pictures in the scheduler: who gets a slot, when it is encoded, and that only equal pictures share prefixes."""
 
 from __future__ import annotations
 

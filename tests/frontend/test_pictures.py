@@ -181,7 +181,7 @@ def test_urls(given: str, word: str) -> None:
 
 @pytest.mark.parametrize("text", ["%%%%", "a", "aGk", "aGk=aGk=", "é", "aGVsbG8=\n", "aGVs bG8="])
 def test_base64(text: str) -> None:
-    with pytest.raises(RequestError, match="base64|no PNG"):
+    with pytest.raises(RequestError, match=r"base64|no PNG"):
         make_ready(Source("messages[0]", f"data:image/png;base64,{text}"), FACTS, MOST)
 
 

@@ -103,8 +103,8 @@ _LONG_URL = 4096
 def without_pictures(body: bytes) -> bytes:
     """Valid JSON without its long data: URLs, which a regular expression would take long to step over.
 
-    A quote with `data:` behind it, and no backslash before it, begins a text. That one ends at the next quote, as far as
-    there is no backslash in it.
+    A quote with `data:` behind it, and no backslash before it, begins a text. That one ends at the next quote, if there
+    is no backslash in it.
     """
     kept, done, place = [], 0, body.find(_DATA_URL)
     while place >= 0:

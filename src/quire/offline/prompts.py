@@ -67,9 +67,7 @@ def unwrap(prompt: Prompt) -> Unwrapped:
     for key, value in prompt.items():
         if key in _KEYS or (key in _NOT_OFFERED and not value):
             continue
-        reason = _NOT_OFFERED.get(
-            str(key), "a prompt has 'prompt' or 'prompt_token_ids', 'cache_salt', and 'multi_modal_data'"
-        )
+        reason = _NOT_OFFERED.get(str(key), f"there are {', '.join(_KEYS)}")
         raise RequestError(f"{key!r} in a prompt: {reason}.", param="prompts", code="unsupported_parameter")
     ids, text, salt = prompt.get("prompt_token_ids"), prompt.get("prompt"), prompt.get("cache_salt") or ""
     if ids is None and text is None:

@@ -1,6 +1,6 @@
-"""Pictures in requests: where they are in messages, what may be one, how it is made ready, where it stands in a prompt.
+"""Pictures in requests: where they are in messages, what may be one, how it is made ready, where in a prompt it stands.
 
-messages ── parts ──► sources ── header, limits ── decode ── resize, cut ──► pixels ── placed ──► prompt ids, pictures
+messages ── parts ──► sources ── header, limits ── decode ── resize, cut ──► pixels ── placed ──► ids, pictures
              400       data:      400               thread                    bytes                 400
 """
 

@@ -46,9 +46,7 @@ class Source:
 
 def is_picture(part: Any) -> bool:
     """Whether a part of a message's content is meant as a picture."""
-    return isinstance(part, Mapping) and (
-        part.get("type") in KINDS or ("type" not in part and _named(part) is not None)
-    )
+    return isinstance(part, Mapping) and _named(part) is not None
 
 
 def source_of(part: Mapping[str, Any], where: str) -> Source:
@@ -57,15 +55,13 @@ def source_of(part: Mapping[str, Any], where: str) -> Source:
     Raises:
         RequestError: it has none, or one that would have to be fetched.
     """
-    kind = _named(part) or part.get("type")
+    kind = _named(part)
     value, detail = part.get("image_url" if kind == "input_image" else str(kind)), part.get("detail")
     if isinstance(value, Mapping):
         value, detail = value.get("url"), value.get("detail", detail)
         where = f"{where}.{kind}.url"
     if value is None:
-        raise _refused(
-            f"{where} has no picture; write {{'type': 'image_url', 'image_url': {{'url': 'data:...'}}}}", where
-        )
+        raise _refused(f"{where} has no picture, as in {{'image_url': {{'url': 'data:...'}}}}", where)
     if detail is not None and detail not in DETAILS:
         raise _refused(f"{where}: detail must be one of {', '.join(DETAILS)}, got {str(detail)[:40]!r}", where)
     if isinstance(value, str):
@@ -95,7 +91,7 @@ def _named(part: Mapping[str, Any]) -> str | None:
     """The key that a picture stands under: that of its type, or the one there is where no type is given."""
     kind = part.get("type")
     if kind is not None:
-        return kind if kind in KINDS and kind != "input_image" else "input_image" if kind == "input_image" else None
+        return kind if kind in KINDS else None
     return next((name for name in KINDS if name in part), None)
 
 

@@ -18,7 +18,7 @@ from quire.config import MediaConfig
 from quire.errors import RequestError
 from quire.frontend.media.decode import make_ready, num_bytes
 from quire.frontend.media.parts import Source, is_picture, sources_in
-from quire.frontend.media.protocol import Ready
+from quire.frontend.media.protocol import Messages, Ready
 from quire.frontend.templates import ChatTemplate
 from quire.messages import Picture
 from quire.pictures import PictureFacts
@@ -50,15 +50,13 @@ class TakesPictures:
         """Give back the threads."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def sources(self, messages: Sequence[Mapping[str, Any]]) -> list[Source]:
+    def sources(self, messages: Messages) -> list[Source]:
         """See `Media`."""
         return sources_in(messages)
 
     # ---- messages ------------------------------------------------------------------------------------------------
 
-    def for_template(
-        self, template: ChatTemplate, messages: Sequence[Mapping[str, Any]]
-    ) -> Sequence[Mapping[str, Any]]:
+    def for_template(self, template: ChatTemplate, messages: Messages) -> Messages:
         """See `Media`."""
         form = self._in_parts if self._reads_parts(template) else self._in_text
         return [{**message, "content": form(message.get("content"))} for message in messages]
@@ -129,8 +127,8 @@ class TakesPictures:
         num = ids.count(token)
         if num != len(pictures):
             raise RequestError(
-                f"The prompt has {num} placeholders {self._placeholder!r} and {len(pictures)} pictures; each picture has"
-                " one placeholder, which stands nowhere else.",
+                f"The prompt has {num} placeholders {self._placeholder!r} and {len(pictures)} pictures; each of those"
+                " has one placeholder, which stands nowhere else.",
                 param=param,
                 code="picture_placeholders",
             )

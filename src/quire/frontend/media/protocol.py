@@ -11,6 +11,9 @@ from quire.frontend.templates import ChatTemplate
 from quire.messages import Picture
 
 
+Messages = Sequence[Mapping[str, Any]]
+
+
 class Ready(NamedTuple):
     """A picture, made ready for the vision tower. Pixels are [height, width, 3], a byte each."""
 
@@ -29,16 +32,14 @@ class Media(Protocol):
 
     more_body_bytes: int
 
-    def sources(self, messages: Sequence[Mapping[str, Any]]) -> list[Source]:
+    def sources(self, messages: Messages) -> list[Source]:
         """The pictures of a conversation, in their order.
 
         Raises:
             RequestError: a part is not as it should be, or there are too many.
         """
 
-    def for_template(
-        self, template: ChatTemplate, messages: Sequence[Mapping[str, Any]]
-    ) -> Sequence[Mapping[str, Any]]:
+    def for_template(self, template: ChatTemplate, messages: Messages) -> Messages:
         """The messages as this template reads them."""
 
     def read(self, sources: Sequence[Source]) -> list[Ready]:
@@ -74,15 +75,13 @@ class TextOnly:
     def __init__(self, name: str = "") -> None:
         self._name = f" {name!r}" if name else ""
 
-    def sources(self, messages: Sequence[Mapping[str, Any]]) -> list[Source]:
+    def sources(self, messages: Messages) -> list[Source]:
         """There may be none."""
         if found := sources_in(messages):
             raise self.refusal(found[0].where)
         return []
 
-    def for_template(
-        self, template: ChatTemplate, messages: Sequence[Mapping[str, Any]]
-    ) -> Sequence[Mapping[str, Any]]:
+    def for_template(self, template: ChatTemplate, messages: Messages) -> Messages:
         """As they are."""
         return messages
 
