@@ -10,7 +10,6 @@ from quire.frontend.media.parts import Source, sources_in
 from quire.frontend.templates import ChatTemplate
 from quire.messages import Picture
 
-
 Messages = Sequence[Mapping[str, Any]]
 
 
