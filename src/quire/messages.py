@@ -320,7 +320,7 @@ class StepPlan(msgspec.Struct, array_like=True, frozen=True):
     starts: tokens computed before this step; an upper bound where the device may have rejected some.
     samples: indices into `rows` of those whose last token of the step yields a new token.
     masked: indices into `samples` of those that must not be sampled before their masks are there.
-    pictures: None for a step without any.
+    pictures: what there is to do with pictures; mostly nothing.
     """
 
     step: int
@@ -331,7 +331,7 @@ class StepPlan(msgspec.Struct, array_like=True, frozen=True):
     counts: list[int]
     samples: list[int]
     masked: list[int] = []
-    pictures: PictureStep | None = None
+    pictures: list[PictureStep] = []
 
 
 class StepResult(msgspec.Struct, array_like=True, frozen=True):

@@ -20,7 +20,7 @@ class PictureBench(Bench):
         self.encoder = EncoderBudget(slots, most)
         super().__init__(limits=(self.encoder,), riders=(self.encoder,), **options)
 
-    def see(self, *parts: int | bytes, length: int = 8, output: int = 5) -> int:
+    def see(self, *parts: int | bytes, length: int = 8, output: int = 5, salt: str = "") -> int:
         """A prompt of numbers of tokens, and of pictures by their digest."""
         tokens: list[int] = []
         pictures = []
@@ -30,16 +30,17 @@ class PictureBench(Bench):
             tokens += [IMAGE] * length if isinstance(part, bytes) else [100] * part
         id_, self.next_id = self.next_id, self.next_id + 1
         params = SamplingParams(max_tokens=output)
-        self.scheduler.add(AddRequest(id_, pack_ids(tokens), params, [], pictures=pictures))
+        self.scheduler.add(AddRequest(id_, pack_ids(tokens), params, [], cache_salt=salt, pictures=pictures))
         return id_
 
     def step(self) -> tuple[dict[int, int], list[bytes], list[tuple[int, int, int]]]:
         """Plan and commit: who ran how much, digests that were encoded, (start, first, count) of what was placed."""
         step = self.scheduler.plan()
         assert isinstance(step, Step)
-        ran, carried = self.commit(step), step.plan.pictures
-        if carried is None:
+        ran = self.commit(step)
+        if not step.plan.pictures:
             return ran, [], []
+        [carried] = step.plan.pictures
         placed = [(placed.start, placed.first, placed.count) for placed in carried.placed]
         return ran, [new.picture.digest for new in carried.new], placed
 
@@ -94,6 +95,8 @@ def test_the_same_picture_is_not_encoded_again_until_its_slot_is_needed() -> Non
     bench.see(8, b"b", output=1)
     assert bench.step()[1] == [b"b"]
     assert bench.encoder.num_queries - bench.encoder.num_hits == 4
+    bench.see(9, b"b", output=1, salt="another")
+    assert bench.step()[1] == [b"b"], "others' salts are others' pictures"
 
 
 def test_abort_and_preemption_give_slots_back() -> None:
@@ -115,7 +118,7 @@ def test_after_a_step_that_failed_its_pictures_are_encoded_again() -> None:
     bench = PictureBench(budget=20)
     id_ = bench.see(2, b"a", 1)
     step = bench.scheduler.plan()
-    assert step is not None and step.plan.pictures is not None and len(step.plan.pictures.new) == 1
+    assert step is not None and len(step.plan.pictures[0].new) == 1
     bench.scheduler.rewind(step)
     assert bench.encoder.num_held == 0
     assert bench.step() == ({id_: 11}, [b"a"], [(2, 0, 8)])

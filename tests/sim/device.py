@@ -52,12 +52,13 @@ def allowed_after(tokens: Sequence[int]) -> frozenset[int]:
 
 def expected_output(message: AddRequest, *, constrained: int | None, max_model_len: int) -> tuple[list[int], str]:
     """Token ids and finish reason of a request served alone, one token at a time; constrained from that one on."""
-    tokens = contents(message)
+    tokens, held = list(unpack_ids(message.prompt)), contents(message)
     prompt = len(tokens)
     limit = min(max_model_len, prompt + (message.params.max_tokens or max_model_len))
     while True:
         holds = constrained is not None and len(tokens) - prompt >= constrained
-        tokens.append(next_token(tokens, allowed_after(tokens) if holds else None))
+        tokens.append(next_token(held, allowed_after(tokens) if holds else None))
+        held.append(tokens[-1])
         if tokens[-1] in message.stop_token_ids and len(tokens) - prompt > message.params.min_tokens:
             return tokens[prompt:], "stop"
         if len(tokens) >= limit:
@@ -187,13 +188,14 @@ class FakeWorker:
 
     def _place(self, plan: StepPlan) -> None:
         """Encode the step's pictures, then write their vectors over the placeholders."""
-        if plan.pictures is None:
+        if not plan.pictures:
             return
+        [pictures] = plan.pictures
         shares = {row: (start, start + n) for row, start, n in zip(plan.rows, plan.starts, plan.counts, strict=True)}
-        for new in plan.pictures.new:
+        for new in pictures.new:
             self.slots[new.slot] = new.picture.digest
             self.num_encoded += 1
-        for placed in plan.pictures.placed:
+        for placed in pictures.placed:
             start, end = shares[placed.row]
             assert start <= placed.start and placed.start + placed.count <= end, "placed outside of the step"
             for i in range(placed.count):

@@ -112,7 +112,7 @@ class Runner:
     def forward(self, plan: StepPlan) -> None:
         """Apply the row changes and run the model. A captured step may sample as well; others keep their logits."""
         self._start(plan)
-        whole = self._scorer.wants(plan) or plan.pictures is not None
+        whole = self._scorer.wants(plan) or bool(plan.pictures)
         graphs = None if whole else next((graphs for graphs in self.graphs if graphs.takes(plan)), None)
         launched = self._eager(plan) if graphs is None else graphs.launch(plan)
         if launched is None or isinstance(launched, torch.Tensor):
@@ -176,8 +176,8 @@ class Runner:
         """Logits [samples, vocab] of any step, None if nothing samples."""
         self._rows.grow(plan.new_blocks)
         batch = build_batch(plan, self._rows, self._kv, self._kernels)
-        if self._pictures is not None and plan.pictures is not None:
-            batch = self._pictures.merged(plan, plan.pictures, batch)
+        for step in plan.pictures if self._pictures is not None else ():
+            batch = self._pictures.merged(plan, step, batch)
         batch = batch.planned(self._backend.plan(batch))
         hidden = self._model(batch)  # [tokens, hidden]
         self._rows.computed[batch.rows] = batch.kv_lens

@@ -240,7 +240,7 @@ class _House:
         plan = _null_step(num_rows, num_tokens, max_model_len, params)
         plan.new_rows[0] = _scored(plan.new_rows[0], plan.starts[0], max_model_len)
         if self.room is not None:
-            plan.pictures = largest_step(self.model.pictures, self.room, plan.rows, plan.starts)
+            plan.pictures.append(largest_step(self.model.pictures, self.room, plan.rows, plan.starts))
         runner.forward(plan)
         runner.sample(plan, {}).wait()
 

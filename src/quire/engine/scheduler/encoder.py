@@ -1,7 +1,8 @@
 """EncoderBudget: owns the slots in which the device keeps the vectors of pictures, and says who may have one.
 
 A picture is encoded in the step that computes the first of its positions. Its vectors stay in their slot until the last
-one is computed, and after that until another picture needs the slot, so that the same picture is not encoded again:
+one is computed, and after that until another picture needs the slot, so that the same picture is not encoded again. As
+with prefixes, only requests of the same salt share: nobody learns from times what others have sent.
 
     free ── take ──► held by requests whose positions are being computed ── last position, or drop ──► free, still known
       ▲                                                                                                       │
@@ -17,6 +18,9 @@ from collections import OrderedDict
 from quire.engine.kv.hashing import pictures_in
 from quire.engine.scheduler.request import Request
 from quire.messages import NewPicture, Picture, PictureStep, PlacedPicture, StepPlan
+
+_Key = tuple[str, bytes]
+"""A request's salt, and a picture's digest."""
 
 
 class EncoderBudget:
@@ -34,8 +38,8 @@ class EncoderBudget:
     def __init__(self, num_slots: int, most: int) -> None:
         self._most = most
         self._left = most
-        self._known: dict[bytes, int] = {}  # digest → slot that has, or gets in this step, its vectors
-        self._digests: list[bytes | None] = [None] * num_slots
+        self._known: dict[_Key, int] = {}  # to the slot that has, or gets in this step, its vectors
+        self._keys: list[_Key | None] = [None] * num_slots
         self._num_holders = [0] * num_slots
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_slots))  # the next to be overwritten first
         self._held: dict[int, dict[int, int]] = {}  # request id → start of a picture → slot
@@ -61,13 +65,14 @@ class EncoderBudget:
         if not request.pictures or start >= request.pictures[-1].end:
             return count
         held = self._held.get(request.id, {})
-        seen: set[bytes] = set()
+        seen: set[_Key] = set()
         num_new = num_again = 0
         for picture in pictures_in(request.pictures, start, start + count):
-            if picture.start in held or picture.digest in seen:
+            key = request.cache_salt, picture.digest
+            if picture.start in held or key in seen:
                 continue
-            seen.add(picture.digest)
-            slot = self._known.get(picture.digest)
+            seen.add(key)
+            slot = self._known.get(key)
             if slot is None:
                 num_new += 1
             elif not self._num_holders[slot]:
@@ -85,7 +90,7 @@ class EncoderBudget:
         for picture in pictures_in(request.pictures, start, end):
             held = self._held.setdefault(request.id, {})
             if picture.start not in held:
-                held[picture.start] = self._hold(picture)
+                held[picture.start] = self._hold(picture, request.cache_salt)
             first, last = max(start, picture.start), min(end, picture.end)
             placed = PlacedPicture(request.row, first, first - picture.start, last - first, held[picture.start])
             self._placed.append((request.id, placed))
@@ -104,12 +109,13 @@ class EncoderBudget:
     def board(self, plan: StepPlan) -> None:
         """Tell the device what to encode, and where vectors go."""
         if self._new or self._placed:
-            plan.pictures = PictureStep(self._new, [placed for _, placed in self._placed])
+            plan.pictures.append(PictureStep(self._new, [placed for _, placed in self._placed]))
 
     def undo(self, plan: StepPlan) -> None:
         """Nobody knows what is in the slots that the step was to fill."""
-        for new in plan.pictures.new if plan.pictures is not None else ():
-            if self._known.get(new.picture.digest) == new.slot:
+        for new in [new for step in plan.pictures for new in step.new]:
+            key = self._keys[new.slot]
+            if key is not None and key[1] == new.picture.digest:
                 self._forget(new.slot)
                 for id_ in list(self._held):
                     for start in [start for start, slot in self._held[id_].items() if slot == new.slot]:
@@ -120,10 +126,11 @@ class EncoderBudget:
     @property
     def num_held(self) -> int:
         """Slots that requests hold."""
-        return len(self._digests) - len(self._free)
+        return len(self._keys) - len(self._free)
 
-    def _hold(self, picture: Picture) -> int:
-        slot = self._known.get(picture.digest)
+    def _hold(self, picture: Picture, salt: str) -> int:
+        key = salt, picture.digest
+        slot = self._known.get(key)
         self.num_queries += 1
         if slot is not None:
             self.num_hits += 1
@@ -131,8 +138,8 @@ class EncoderBudget:
         else:
             slot, _ = self._free.popitem(last=False)
             self._forget(slot)
-            self._known[picture.digest] = slot
-            self._digests[slot] = picture.digest
+            self._known[key] = slot
+            self._keys[slot] = key
             self._new.append(NewPicture(slot, picture))
             self._left -= 1
         self._num_holders[slot] += 1
@@ -149,11 +156,11 @@ class EncoderBudget:
         self._num_holders[slot] -= 1
         if not self._num_holders[slot]:
             self._free[slot] = None
-            if self._digests[slot] is None:
+            if self._keys[slot] is None:
                 self._free.move_to_end(slot, last=False)
 
     def _forget(self, slot: int) -> None:
-        digest = self._digests[slot]
-        if digest is not None:
-            del self._known[digest]
-            self._digests[slot] = None
+        key = self._keys[slot]
+        if key is not None:
+            del self._known[key]
+            self._keys[slot] = None
