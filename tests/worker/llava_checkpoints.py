@@ -71,7 +71,6 @@ def write(
         vision_config=CLIPVisionConfig(**{**VISION, **(vision or {})}),
         text_config=LANGUAGE[text](**{**checkpoints.SIZES, **(language or {})}),
         image_token_index=tokenizer.token_to_id("<image>"),
-        eos_token_id=2,
         **overrides,
     )
     model = LlavaForConditionalGeneration(made).eval()

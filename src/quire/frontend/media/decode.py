@@ -27,6 +27,8 @@ MAX_RATIO = 200
 PIECE = 1 << 18
 """Characters of base64 at a time, so that other threads get their turn."""
 WHITE = (255, 255, 255, 255)
+ORIENTATION = 0x0112
+"""In EXIF data: how the picture is turned."""
 
 
 def make_ready(source: Source, facts: PictureFacts, max_pixels: int) -> Ready:
@@ -77,7 +79,8 @@ def upright_rgb(image: Image) -> Image:
     from PIL import Image as pillow
     from PIL import ImageOps
 
-    image = ImageOps.exif_transpose(image)
+    if image.getexif().get(ORIENTATION, 1) != 1:
+        image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # grey of 16 bits, which Pillow would cut off instead of scale
         import numpy as np
 
@@ -87,7 +90,7 @@ def upright_rgb(image: Image) -> Image:
         page = pillow.new("RGBA", shown.size, WHITE)
         page.alpha_composite(shown)
         image = page
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _from_base64(source: Source) -> bytes:
