@@ -18,6 +18,15 @@ IMAGE_FILES = ("preprocessor_config.json", "processor_config.json")
 """Older checkpoints have the first; newer ones an object `image_processor` in the second."""
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+ABSENT_IN_VISION = {
+    "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
+    "image_size": 224, "patch_size": 32, "num_channels": 3, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5,
+}  # fmt: skip
+"""What a vision_config need not name. Where there is none at all, it is ViT-L/14 at 336 pixels:"""
+ABSENT_VISION = {
+    **ABSENT_IN_VISION, "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
+    "num_attention_heads": 16, "image_size": 336, "patch_size": 14,
+}  # fmt: skip
 RESAMPLINGS = range(6)
 """Pillow's numbers: nearest, Lanczos, bilinear, bicubic, box, Hamming."""
 
@@ -81,16 +90,20 @@ def vision_part(config: Fields, *kinds: str) -> Fields:
     Raises:
         ConfigError: it is of another kind than these.
     """
-    vision = config.section("vision_config") or Fields({}, f"{config.where}: vision_config")
+    found = config.section("vision_config")
+    vision = found or Fields({}, f"{config.where}: vision_config")
     kind = vision.text("model_type", kinds[0])
     if kind not in kinds:
         vision.fail("model_type", f"must be {' or '.join(kinds)} for a vision tower that is known here", kind)
-    return vision
+    named = {key: value for key, value in vision.values.items() if value is not None}
+    return Fields({**(ABSENT_IN_VISION if found else ABSENT_VISION), **named}, vision.where)
 
 
 def num_patches(vision: Fields) -> tuple[int, int]:
-    """(patches, pixels along an edge) of a picture in the tower. transformers' LLaVA has the defaults of ViT-L/14."""
-    size, patch = vision.integer("image_size", 336, high=1 << 14), vision.integer("patch_size", 14, high=1 << 12)
+    """(patches, pixels along an edge) of a picture in the tower."""
+    size, patch = vision.integer("image_size", high=1 << 14), vision.integer("patch_size", high=1 << 12)
+    if vision.integer("num_channels") != 3:
+        vision.fail("num_channels", "must be 3", vision.values["num_channels"])
     if patch > size:
         vision.fail("patch_size", f"must be at most image_size ({size})", patch)
     return (size // patch) ** 2, size
@@ -167,7 +180,9 @@ def _size(steps: Fields, key: str, default: int) -> tuple[int, tuple[int, int] |
     value = steps.values.get(key)
     if isinstance(value, dict):
         inner = Fields(value, f"{steps.where}: {key}")
-        if inner.has("shortest_edge"):
+        if inner.values.get("longest_edge") is not None:
+            inner.fail("longest_edge", "is not known here beside shortest_edge, or height and width", value)
+        if inner.values.get("shortest_edge") is not None:
             return inner.integer("shortest_edge", high=1 << 14), None
         return 0, (inner.integer("height", high=1 << 14), inner.integer("width", high=1 << 14))
     number = steps.integer(key, default, high=1 << 14)

@@ -55,7 +55,7 @@ class ClipVision(nn.Module):
     """The tower.
 
     Args:
-        config: vision_config; what it does not name is as in ViT-L/14 at 336 pixels, as transformers' LLaVA has it.
+        config: of the tower, with a value for every key.
         facts: how its input is scaled.
         wanted: hidden states to return, each in 0 .. number of layers.
     """
@@ -63,16 +63,16 @@ class ClipVision(nn.Module):
     def __init__(self, config: Fields, facts: PictureFacts, wanted: Sequence[int], build: Build) -> None:
         super().__init__()
         build = unquantized(build)
-        self.hidden_size = config.integer("hidden_size", 1024)
+        self.hidden_size = config.integer("hidden_size")
         self.wanted = tuple(wanted)
-        num_heads = config.integer("num_attention_heads", 16, high=1 << 12)
+        num_heads = config.integer("num_attention_heads", high=1 << 12)
         if self.hidden_size % num_heads:
             config.fail("num_attention_heads", f"must divide hidden_size ({self.hidden_size})", num_heads)
-        eps = config.number("layer_norm_eps", 1e-5, high=1.0)
-        patch = config.integer("patch_size", 14, high=1 << 12)
+        eps = config.number("layer_norm_eps", high=1.0)
+        patch = config.integer("patch_size", high=1 << 12)
         self.embeddings = _Embeddings(self.hidden_size, patch, facts.height // patch, build)
         self.pre_layrnorm = LayerNorm(self.hidden_size, eps, build)  # as checkpoints spell it
-        width = config.integer("intermediate_size", 4096)
+        width = config.integer("intermediate_size")
         act = activation(config, "hidden_act", "quick_gelu")
         self.layers = nn.ModuleList(
             _Layer(self.hidden_size, num_heads, width, act, eps, build) for _ in range(max(self.wanted))

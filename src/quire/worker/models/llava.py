@@ -46,7 +46,7 @@ class LlavaForConditionalGeneration(nn.Module):
             raise ConfigError(f"{config.where}: says nothing of pictures.")
         self.pictures: PictureFacts = pictures
         vision = vision_part(config, "clip_vision_model")
-        self._num_vision_layers = vision.integer("num_hidden_layers", 24, high=1000)
+        self._num_vision_layers = vision.integer("num_hidden_layers", high=1000)
         wanted = feature_layers(config, self._num_vision_layers)
         self._first = 0 if keeps_class_token(config) else 1
         self.vision_tower = ClipVision(vision, pictures, wanted, build)
