@@ -211,6 +211,10 @@ class EngineStats(msgspec.Struct, array_like=True, frozen=True):
     """Tokens run in all steps."""
     full: bool = False
     """Whether the next in line waits for a row or for blocks."""
+    picture_queries: int = 0
+    """Pictures that requests came to in their prompts,"""
+    picture_hits: int = 0
+    """and those among them that were encoded already."""
 
 
 class Outputs(msgspec.Struct, tag="outputs", array_like=True, frozen=True):

@@ -15,9 +15,11 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
+from msgspec import structs
+
 from quire.engine.kv.hashing import pictures_in
 from quire.engine.scheduler.request import Request
-from quire.messages import NewPicture, Picture, PictureStep, PlacedPicture, StepPlan
+from quire.messages import EngineStats, NewPicture, Picture, PictureStep, PlacedPicture, StepPlan
 
 _Key = tuple[str, bytes]
 """A request's salt, and a picture's digest."""
@@ -120,6 +122,10 @@ class EncoderBudget:
                 for id_ in list(self._held):
                     for start in [start for start, slot in self._held[id_].items() if slot == new.slot]:
                         self._let_go(id_, start)
+
+    def counted(self, stats: EngineStats) -> EngineStats:
+        """How often a picture was encoded already."""
+        return structs.replace(stats, picture_queries=self.num_queries, picture_hits=self.num_hits)
 
     # ---- slots ---------------------------------------------------------------------------------------------------
 

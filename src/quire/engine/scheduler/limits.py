@@ -11,7 +11,7 @@ from bisect import bisect_left
 from typing import Protocol
 
 from quire.engine.scheduler.request import Request
-from quire.messages import StepPlan
+from quire.messages import EngineStats, StepPlan
 
 
 class Rider(Protocol):
@@ -22,6 +22,9 @@ class Rider(Protocol):
 
     def undo(self, plan: StepPlan) -> None:
         """A step, the latest there is, brings no results; what it did on the device is unknown."""
+
+    def counted(self, stats: EngineStats) -> EngineStats:
+        """The counters with its own among them."""
 
 
 class Limit(Protocol):

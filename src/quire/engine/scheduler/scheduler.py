@@ -247,7 +247,7 @@ class Scheduler:
 
     def stats(self) -> EngineStats:
         """Gauges and counters as of now."""
-        return EngineStats(
+        stats = EngineStats(
             num_running=len(self._running),
             num_waiting=len(self._requests) - len(self._running),
             kv_usage=self._kv.pool.usage,
@@ -258,6 +258,9 @@ class Scheduler:
             num_step_tokens=self._num_step_tokens,
             full=self._is_full,
         )
+        for rider in self._riders:
+            stats = rider.counted(stats)
+        return stats
 
     @property
     def _is_full(self) -> bool:
