@@ -23,7 +23,7 @@ from quire.pictures import picture_facts
 VARIANTS: dict[str, dict[str, Any]] = {
     "as 1.5": {},
     "last layer, class token": {"vision_feature_layer": -1, "vision_feature_select_strategy": "full"},
-    "embedding": {"vision_feature_layer": 0},
+    "embedding": {"vision_feature_layer": [0]},
     "several layers": {"vision_feature_layer": [-2, 1, 3], "multimodal_projector_bias": False},
     "other activations": {"projector_hidden_act": "gelu_pytorch_tanh", "vision": {"hidden_act": "gelu"}},
     "mistral": {"text": "mistral", "language": {"sliding_window": None}},
@@ -122,7 +122,11 @@ def test_what_a_config_need_not_say(tmp_path: Path) -> None:
         ("config.json", {"vision_feature_layer": 9}, "vision_feature_layer"),
         ("config.json", {"image_token_index": 512, "image_token_id": None}, "vocabulary"),
         ("config.json", {"projector_hidden_act": "tan"}, "projector_hidden_act"),
-        ("config.json", {"text_config": {"model_type": "gpt2", "vocab_size": 9, "max_position_embeddings": 9}}, "gpt2"),
+        (
+            "config.json",
+            {"text_config": {"model_type": "gpt2", "vocab_size": 512, "max_position_embeddings": 9}},
+            "gpt2",
+        ),
         ("preprocessor_config.json", {"crop_size": {"height": 14, "width": 14}}, "14 x 14"),
         ("preprocessor_config.json", {"do_center_crop": False}, "any size"),
         ("preprocessor_config.json", {"image_mean": [0.5]}, "image_mean"),
