@@ -199,9 +199,7 @@ class FakeWorker:
             start, end = shares[placed.row]
             assert start <= placed.start and placed.start + placed.count <= end, "placed outside of the step"
             for i in range(placed.count):
-                slot = self._slot(placed.row, placed.start + i)
-                assert self.cache[slot] == PLACEHOLDER, "placed where no picture is"
-                self.cache[slot] = vector(self.slots[placed.slot], placed.first + i)
+                self.cache[self._slot(placed.row, placed.start + i)] = vector(self.slots[placed.slot], placed.first + i)
 
     def sample(self, plan: StepPlan, masks: Masks) -> FakePending:
         sampled = []

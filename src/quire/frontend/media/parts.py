@@ -56,9 +56,10 @@ def source_of(part: Mapping[str, Any], where: str) -> Source:
         RequestError: it has none, or one that would have to be fetched.
     """
     kind = _named(part)
-    value, detail = part.get("image_url" if kind == "input_image" else str(kind)), part.get("detail")
+    value: Any = part.get("image_url" if kind == "input_image" else str(kind))
+    detail = part.get("detail")
     if isinstance(value, Mapping):
-        value, detail = value.get("url"), value.get("detail", detail)
+        detail, value = value.get("detail", detail), value.get("url")
         where = f"{where}.{kind}.url"
     if value is None:
         raise _refused(f"{where} has no picture, as in {{'image_url': {{'url': 'data:...'}}}}", where)
