@@ -24,7 +24,7 @@ from quire import LLM, BeamSearchParams, RequestOutput, SamplingParams
 from quire.errors import RequestError
 
 ROOT = Path(__file__).parents[2]
-STEPS = 16
+STEPS = 10
 GREEDY = SamplingParams(temperature=0, max_tokens=STEPS, ignore_eos=True, logprobs=3, detokenize=False)
 WORDS = ("quick", "brown fox", "jumps", "over", "lazy dogs", "seven", "wise owls", "old oak tree", "and", "hoot")
 

@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import llava_checkpoints
 import numpy as np
 import pytest
 from picture_files import SVG, broken_files, noise, rotated, saved, url
 from PIL import Image
 from transformers import CLIPImageProcessorPil
 
+from quire.checkpoint import read_facts
 from quire.config import MediaConfig
-from quire.errors import RequestError
+from quire.errors import ConfigError, RequestError
 from quire.frontend.decode import without_pictures
+from quire.frontend.media import load_media
 from quire.frontend.media.decode import fitted, make_ready, upright_rgb
 from quire.frontend.media.header import BadHeader, look
 from quire.frontend.media.parts import Source, source_of, sources_in
@@ -23,6 +27,7 @@ from quire.frontend.media.pictures import TakesPictures
 from quire.frontend.media.protocol import TextOnly
 from quire.frontend.plain_messages import plain_message
 from quire.frontend.templates import ChatTemplate
+from quire.frontend.tokenizer import Tokenizer
 from quire.pictures import CLIP_MEAN, CLIP_STD, PictureFacts
 
 FACTS = PictureFacts(
@@ -271,6 +276,21 @@ def test_templates_of_both_kinds(source: str, expected: str) -> None:
     assert template.render(takes.for_template(template, messages)) == expected
     opened = takes.for_template(template, messages[:1])
     assert template.render(opened, continue_final_message=True) == expected.split("|")[0]
+
+
+def test_without_pillow_a_model_with_pictures_does_not_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    llava_checkpoints.write_configs(tmp_path)
+    facts, tokenizer = read_facts(tmp_path), Tokenizer.from_folder(tmp_path)
+    takes = load_media(facts, MediaConfig(), tokenizer, "x")
+    assert takes.more_body_bytes > 16 << 20
+    takes.close()
+    monkeypatch.setattr("quire.frontend.media.select.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install 'quire\[vision\]'"):
+        load_media(facts, MediaConfig(), tokenizer, "x")
+    config = replace(facts.config, values={**facts.config.values, "image_token_index": 500})
+    monkeypatch.undo()
+    with pytest.raises(ConfigError, match="no token 500"):
+        load_media(replace(facts, config=config), MediaConfig(), tokenizer, "x")
 
 
 def test_a_model_of_text_names_itself() -> None:

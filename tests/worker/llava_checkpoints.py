@@ -58,6 +58,24 @@ def write(
         text: kind of the language model.
         vision, language, overrides: keys of the three configs.
     """
+    torch.manual_seed(seed)
+    model = LlavaForConditionalGeneration(write_configs(folder, text, vision, language, **overrides)).eval()
+    with torch.no_grad():  # transformers starts norms at 1, biases and the class token at 0, which would hide mistakes
+        for name, param in model.named_parameters():
+            if param.dim() == 1 or "multi_modal_projector" in name or "embeddings" in name:
+                param.normal_(1.0 if param.dim() == 1 and not name.endswith("bias") else 0.0, 0.2)
+    model.save_pretrained(folder)
+    return model
+
+
+def write_configs(
+    folder: Path,
+    text: str = "llama",
+    vision: dict[str, Any] | None = None,
+    language: dict[str, Any] | None = None,
+    **overrides: Any,
+) -> LlavaConfig:
+    """All but the weights."""
     folder.mkdir(parents=True, exist_ok=True)
     checkpoints.write_tokenizer(folder)
     path = str(folder / "tokenizer.json")
@@ -66,21 +84,16 @@ def write(
     tokenizer.save(path)
     config = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": TEMPLATE}))
-    torch.manual_seed(seed)
     made = LlavaConfig(
+        architectures=["LlavaForConditionalGeneration"],
         vision_config=CLIPVisionConfig(**{**VISION, **(vision or {})}),
         text_config=LANGUAGE[text](**{**checkpoints.SIZES, **(language or {})}),
         image_token_index=tokenizer.token_to_id("<image>"),
         **overrides,
     )
-    model = LlavaForConditionalGeneration(made).eval()
-    with torch.no_grad():  # transformers starts norms at 1, biases and the class token at 0, which would hide mistakes
-        for name, param in model.named_parameters():
-            if param.dim() == 1 or "multi_modal_projector" in name or "embeddings" in name:
-                param.normal_(1.0 if param.dim() == 1 and not name.endswith("bias") else 0.0, 0.2)
-    model.save_pretrained(folder)
+    made.save_pretrained(folder)
     processor().save_pretrained(folder)
-    return model
+    return made
 
 
 def processor() -> CLIPImageProcessorPil:

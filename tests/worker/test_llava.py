@@ -54,6 +54,17 @@ def test_vectors_and_logprobs(variant: str, tmp_path: Path) -> None:
     assert (torch.log_softmax(logits, -1) - torch.log_softmax(expected, -1)).abs().max() < 1e-4
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU here")
+@torch.inference_mode()
+def test_vectors_on_a_gpu(tmp_path: Path) -> None:
+    theirs = llava_checkpoints.write(tmp_path)
+    images = [picture(1), picture(2)]
+    vectors = Driver(tmp_path, device="cuda").model.encode(pixels(*images).cuda()).cpu()
+    wanted = torch.stack(list(theirs.get_image_features(pixel_values(*images), return_dict=True).pooler_output))
+    assert (vectors - wanted).abs().max() < 1e-3
+
+
 def names_of_4_36(name: str) -> str:
     """A tensor's name as the first LLaVA checkpoints have it."""
     name = name.removeprefix("model.")
@@ -134,23 +145,25 @@ def test_what_a_config_need_not_say(tmp_path: Path) -> None:
     ],
 )
 def test_configs_that_cannot_be(file: str, values: dict[str, Any], word: str, tmp_path: Path) -> None:
-    llava_checkpoints.write(tmp_path)
+    llava_checkpoints.write_configs(tmp_path)
     changed(tmp_path, file, **values)
     with pytest.raises(ConfigError, match=word):
-        Driver(tmp_path)
+        Driver(tmp_path, load_format="dummy")
 
 
 def test_no_word_of_pictures(tmp_path: Path) -> None:
-    llava_checkpoints.write(tmp_path)
+    llava_checkpoints.write_configs(tmp_path)
+    content = json.loads((tmp_path / "preprocessor_config.json").read_text())
     (tmp_path / "preprocessor_config.json").unlink()
     with pytest.raises(ConfigError, match=r"preprocessor_config\.json"):
-        Driver(tmp_path)
+        Driver(tmp_path, load_format="dummy")
+    (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": content}))
+    assert picture_facts(read_facts(tmp_path)) is not None, "where newer ones have it"
 
 
 @torch.inference_mode()
 def test_random_weights_from_the_config_alone(tmp_path: Path) -> None:
-    llava_checkpoints.write(tmp_path)
-    (tmp_path / "model.safetensors").unlink()
+    llava_checkpoints.write_configs(tmp_path)
     vectors = Driver(tmp_path, load_format="dummy").model.encode(pixels(picture()))
     assert vectors.shape == (1, NUM_TOKENS, 64) and vectors.isfinite().all()
     assert ModelConfig().load_format == "auto"
