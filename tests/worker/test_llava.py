@@ -16,9 +16,10 @@ from paged import Driver, Sequence
 from safetensors.torch import load_file, save_file
 
 from quire.checkpoint import read_facts
-from quire.config import ModelConfig
+from quire.config import MediaConfig
 from quire.errors import ConfigError
-from quire.pictures import picture_facts
+from quire.pictures import PictureFacts, picture_facts
+from quire.worker.pictures import pick_room
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "as 1.5": {},
@@ -161,9 +162,23 @@ def test_no_word_of_pictures(tmp_path: Path) -> None:
     assert picture_facts(read_facts(tmp_path)) is not None, "where newer ones have it"
 
 
+def test_room_for_pictures() -> None:
+    facts = PictureFacts(5, 16, 28, 28, 28, None, 3, 1 / 255, (0.0,) * 3, (1.0,) * 3)
+
+    def room(device: str, chunked: bool = True, **settings: Any) -> tuple[int, int]:
+        found = pick_room(MediaConfig(**settings), facts, torch.device(device), 256, chunked=chunked)
+        return found.num_slots, found.per_step
+
+    assert room("cpu") == (32, 1) and room("cuda") == (32, 8)
+    assert room("cpu", max_pictures_per_step=40) == (40, 40), "no fewer slots than one step fills"
+    assert room("cpu", picture_cache_slots=1, max_pictures_per_step=1) == (1, 1)
+    few = {"picture_cache_slots": 1, "max_pictures_per_step": 1}
+    assert room("cpu", False, **few) == (16, 16), "all that a prompt can have, where it runs in one step"
+    assert room("cpu", False, **few, limit_mm_per_prompt={"image": 5}) == (5, 5)
+
+
 @torch.inference_mode()
 def test_random_weights_from_the_config_alone(tmp_path: Path) -> None:
     llava_checkpoints.write_configs(tmp_path)
     vectors = Driver(tmp_path, load_format="dummy").model.encode(pixels(picture()))
     assert vectors.shape == (1, NUM_TOKENS, 64) and vectors.isfinite().all()
-    assert ModelConfig().load_format == "auto"
