@@ -141,6 +141,8 @@ def _setting(field: inspect.Field, heading: str) -> Setting:
     if isinstance(type_, inspect.UnionType):
         type_ = next(option for option in type_.types if not isinstance(option, inspect.NoneType))
     kind = next(kind for node, kind in _KINDS if isinstance(type_, node))
+    if isinstance(type_, inspect.DictType) and isinstance(type_.value_type, inspect.IntType):
+        kind = "counts"
     choices = tuple(str(value) for value in type_.values) if isinstance(type_, inspect.LiteralType) else ()
     default = None if field.default is msgspec.NODEFAULT else field.default  # NODEFAULT: made anew, and empty
     return Setting(field.name, heading, kind, choices, default, description)
@@ -154,7 +156,6 @@ _KINDS: tuple[tuple[type[inspect.Type], str], ...] = (
     (inspect.VarTupleType, "texts"),
     (inspect.DictType, "json"),
     (inspect.StrType, "text"),
-    (inspect.DictType, "counts"),
 )
 
 
