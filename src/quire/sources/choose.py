@@ -74,7 +74,14 @@ def siblings(name: str, files: Mapping[str, object]) -> list[str]:
 
 def has_word(name: str, word: str) -> bool:
     """Whether a file's name has a word between its ends, dots and dashes; in whichever case."""
-    return re.search(rf"(?<![A-Za-z0-9]){re.escape(word)}(?![A-Za-z0-9_])", name, re.IGNORECASE) is not None
+    text, word = name.lower(), word.lower()
+    at = text.find(word)
+    while at >= 0:
+        before, after = text[at - 1 : at], text[at + len(word) : at + len(word) + 1]
+        if not before.isalnum() and not after.isalnum() and after != "_":
+            return True
+        at = text.find(word, at + 1)
+    return False
 
 
 def _example(titles: list[str]) -> str:
