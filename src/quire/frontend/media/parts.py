@@ -77,7 +77,7 @@ def sources_in(messages: Sequence[Mapping[str, Any]]) -> list[Source]:
     """
     found = []
     for i, message in enumerate(messages):
-        content = message.get("content")
+        content = message.get("content") if isinstance(message, Mapping) else None
         for j, part in enumerate(content if isinstance(content, list | tuple) else ()):
             if is_picture(part):
                 where = f"messages[{i}].content[{j}]"
