@@ -1,4 +1,4 @@
-"""Where a checkpoint lies, and what its JSON files say. No torch, and nothing of a checkpoint is ever imported.
+"""What the JSON files of a checkpoint say. No torch, and nothing of a checkpoint is ever imported.
 
     config.json               what the model is: architecture, sizes, rope           required
     generation_config.json    how its makers sample from it                          optional
@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,102 +18,9 @@ from typing import Any, NoReturn
 
 from quire.errors import ConfigError
 
-DEMO = "demo"
-"""Names the model inside the package; a folder of that name is ./demo."""
-
 MAX_JSON_BYTES = 64 << 20
 MAX_SIZE = 1 << 31
 """No size in a config (vocabulary, width, positions) reaches this."""
-
-_JSON_AND_TOKENIZER = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
-_NEVER = ["*/*", "consolidated*", "*.bin", "*.pt", "*.pth"]
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
-
-# ---------------------------------------------------------------------------------------------------------------
-# where it is
-
-
-def resolve(name: str, revision: str | None = None, *, weights: bool) -> Path:
-    """The local folder of a model, after downloading it if its name is one of the Hugging Face Hub.
-
-    Args:
-        name: 'demo', a folder, or a Hub name ('owner/model'). A folder that exists costs no network call.
-        revision: branch, tag or commit on the Hub; the same one for every file.
-        weights: also fetch the weights; False fetches configuration and tokenizer only.
-
-    Raises:
-        ConfigError: no such folder, not on the Hub, no access, or offline.
-    """
-    if name == DEMO:
-        from quire.demo import model_path
-
-        return Path(model_path())
-    folder = Path(name).expanduser() if name.startswith("~") else Path(name)
-    if _exists(folder) and name:
-        if not folder.is_dir():
-            raise ConfigError(f"Model {name!r} is a file; give the folder that holds config.json and *.safetensors.")
-        return folder
-    if _is_path(name):
-        raise ConfigError(f"Model {name!r}: no such folder.")
-    if not _HUB_NAME.fullmatch(name):
-        raise ConfigError(f"Model {name!r} is neither a folder here nor a Hugging Face name like 'owner/model'.")
-    return _download(name, revision, weights)
-
-
-def _exists(folder: Path) -> bool:
-    try:
-        return folder.exists()
-    except (OSError, ValueError):  # too long, or a zero byte in it
-        return False
-
-
-def _is_path(name: str) -> bool:
-    """Whether a name that does not exist was meant as a folder."""
-    return name.startswith(("/", ".", "~")) or "\\" in name or name.count("/") > 1 or _exists(Path(name.split("/")[0]))
-
-
-def _download(name: str, revision: str | None, weights: bool) -> Path:
-    from huggingface_hub import snapshot_download
-
-    token = os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN") or None
-    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
-    patterns = [*_JSON_AND_TOKENIZER, *(["*.safetensors"] if weights else [])]
-    try:
-        return Path(
-            snapshot_download(
-                name,
-                revision=revision,
-                token=token,
-                local_files_only=offline,
-                allow_patterns=patterns,
-                ignore_patterns=_NEVER,
-            )
-        )
-    except Exception as error:  # noqa: BLE001 - whatever goes wrong on the way there, the user gets one sentence
-        _explain(error, name, revision, offline)
-
-
-def _explain(error: Exception, name: str, revision: str | None, offline: bool) -> NoReturn:
-    from huggingface_hub import errors
-
-    if isinstance(error, errors.GatedRepoError):
-        reason = "is gated on the Hugging Face Hub: accept its terms there and set HF_TOKEN"
-    elif isinstance(error, errors.RepositoryNotFoundError):
-        reason = "is neither a folder here nor a model on the Hugging Face Hub (a private one needs HF_TOKEN)"
-    elif isinstance(error, errors.RevisionNotFoundError):
-        reason = f"has no revision {revision!r} on the Hugging Face Hub; see --revision"
-    elif offline:
-        reason = "is not a folder here nor in the local Hugging Face cache, and HF_HUB_OFFLINE is set"
-    elif isinstance(error, errors.LocalEntryNotFoundError | ConnectionError):
-        reason = "is not a folder here nor in the local Hugging Face cache, and the Hub cannot be reached"
-    else:
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        reason = f"cannot be fetched from the Hugging Face Hub: {first_line}"
-    raise ConfigError(f"Model {name!r} {reason}.") from error
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# what it says
 
 _REQUIRED: Any = object()
 POSITION_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
@@ -250,13 +155,19 @@ class ModelFacts:
     config: Fields
 
 
-def read_facts(folder: Path) -> ModelFacts:
+def read_facts(folder: Path, overrides: Mapping[str, Any] | None = None) -> ModelFacts:
     """Read a checkpoint's configuration.
+
+    Args:
+        folder: the checkpoint.
+        overrides: keys of config.json that have other values (--hf-overrides); objects go into objects.
 
     Raises:
         ConfigError: no config.json, broken JSON, or a value that cannot be, with file and key.
     """
     config = _read_object(folder / "config.json", required=True)
+    if overrides:
+        config = Fields(_overridden(config.values, overrides), f"{config.where} with --hf-overrides")
     generation = _read_object(folder / "generation_config.json", required=False)
     architectures = config.texts("architectures")
     if not architectures:
@@ -317,6 +228,14 @@ def rope_fields(config: Fields, layer_type: str | None = None) -> Fields:
         if config.values.get(key) is not None:
             values.setdefault(key, config.values[key])
     return Fields(values, section.where if section else config.where)
+
+
+def _overridden(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    both = dict(values)
+    for key, value in overrides.items():
+        old = both.get(key)
+        both[key] = _overridden(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return both
 
 
 def _max_model_len(config: Fields) -> int:

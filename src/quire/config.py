@@ -26,12 +26,28 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     model: Annotated[
         str,
-        Meta(description="Folder or Hugging Face name of the model; 'demo' is the small one that ships with Quire."),
+        Meta(
+            description="Folder, .gguf file, s3:// or gs:// address or Hugging Face name of the model; NAME:Q4_K_M"
+            " takes one of several GGUFs; 'demo' is the small one that ships with Quire."
+        ),
     ] = DEMO_MODEL
     tokenizer: Annotated[str | None, Meta(description="Folder or name of the tokenizer; default: the model's own.")] = (
         None
     )
+    tokenizer_mode: Annotated[
+        Literal["auto", "hf", "slow"],
+        Meta(description="auto takes tokenizer.json, else converts tokenizer.model; hf never converts, slow always."),
+    ] = "auto"
     revision: Annotated[str | None, Meta(description="Branch, tag or commit on the Hugging Face Hub.")] = None
+    tokenizer_revision: Annotated[
+        str | None, Meta(description="The same for the tokenizer; default: the model's, if it is the model's own.")
+    ] = None
+    download_dir: Annotated[
+        str | None, Meta(description="Where what is fetched or converted is kept; default: the caches of the user.")
+    ] = None
+    hf_overrides: Annotated[
+        dict[str, Any] | None, Meta(description="Values in place of those in config.json, as a JSON object.")
+    ] = None
     dtype: Annotated[
         Literal["auto", "half", "float16", "bfloat16", "float", "float32"],
         Meta(description="Number format of weights and activations; auto follows the checkpoint and the device."),
@@ -41,8 +57,8 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
         Meta(description="Most tokens of prompt and output together; -1: what fits the memory; default: the model's."),
     ] = None
     load_format: Annotated[
-        Literal["auto", "safetensors", "dummy"],
-        Meta(description="Where weights come from; dummy makes random ones from the config alone."),
+        Literal["auto", "safetensors", "gguf", "dummy"],
+        Meta(description="Which weights; auto: safetensors, else a GGUF; dummy: random ones from the config alone."),
     ] = "auto"
     quantization: Annotated[
         Literal["int8"] | None,

@@ -9,7 +9,6 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, cast
 
-from quire.checkpoint import read_facts, resolve
 from quire.config import DEMO_MODEL, EngineConfig, build_engine_config
 from quire.errors import QuireError, RequestError
 from quire.frontend.client import Client
@@ -29,6 +28,7 @@ from quire.offline.threads import LoopThread
 from quire.offline.tokenizer import PublicTokenizer
 from quire.outputs import BeamSearchOutput, Metric, RequestOutput
 from quire.params import BeamSearchParams, RequestOutputKind, SamplingParams
+from quire.sources import model_facts
 
 Message = Mapping[str, Any]
 
@@ -387,7 +387,7 @@ async def _start(config: EngineConfig, chat_template: str | None) -> tuple[Clien
     client = await start_engine(config, bar.show)
     try:
         tokenizer, template = load_text_side(config.model, chat_template)
-        facts = read_facts(resolve(config.model.model, config.model.revision, weights=False))
+        facts = model_facts(config.model)
         service = TextService(
             tokenizer,
             template,

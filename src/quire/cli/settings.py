@@ -34,8 +34,8 @@ class Setting:
     Attributes:
         name: the field's.
         group: the heading in --help.
-        kind: 'flag', 'integer', 'number', 'text', 'choice', 'counts' (name=number, or a JSON object) or 'texts' (may be
-            given more than once).
+        kind: 'flag', 'integer', 'number', 'text', 'choice', 'json' (an object), 'counts' (name=number, or an object) or
+            'texts' (given more than once).
         choices: for 'choice'.
         default: None shows as nothing.
         help: one sentence.
@@ -83,6 +83,8 @@ class Setting:
             return whole_number(text)
         if self.kind == "number":
             return _number(text)
+        if self.kind == "json":
+            return _object(text)
         if self.kind == "choice" and text not in self.choices:
             raise ValueError(f"{text!r} is not one of {', '.join(self.choices)}")
         if self.kind == "counts":
@@ -101,6 +103,16 @@ def _number(text: str) -> float:
         return float(text)
     except ValueError:
         raise ValueError(f"{text!r} is not a number") from None
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        raise ValueError(f"{text[:60]!r} is not JSON") from None
+    if not isinstance(found, dict):
+        raise ValueError(f'{text[:60]!r} is not a JSON object like {{"key": value}}')
+    return found
 
 
 def _counts(text: str) -> dict[str, int]:
@@ -140,6 +152,7 @@ _KINDS: tuple[tuple[type[inspect.Type], str], ...] = (
     (inspect.FloatType, "number"),
     (inspect.LiteralType, "choice"),
     (inspect.VarTupleType, "texts"),
+    (inspect.DictType, "json"),
     (inspect.StrType, "text"),
     (inspect.DictType, "counts"),
 )
@@ -193,6 +206,8 @@ def from_file(path: Path, settings: Iterable[Setting]) -> dict[str, Any]:
 def _from_yaml(setting: Setting, value: Any, where: str) -> Any:
     if setting.kind == "texts" and isinstance(value, list):
         return tuple(str(item) for item in value)
+    if setting.kind == "json" and isinstance(value, dict):
+        return value
     if isinstance(value, bool):
         if setting.kind == "flag":
             return value

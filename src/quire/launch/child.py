@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from quire.checkpoint import ModelFacts, read_facts, resolve
+from quire.checkpoint import ModelFacts, read_facts
 from quire.config import EngineConfig
 from quire.engine.core import BrokenEngine, EngineCore, one_line
 from quire.engine.executors import InlineExecutor, ThreadExecutor
@@ -33,6 +33,7 @@ from quire.lifeline import die_with_parent
 from quire.messages import EngineFailed, Progress, Ready, StartFailed
 from quire.observability import logs
 from quire.observability.heartbeat import FILE, Heartbeat
+from quire.sources import model_folder
 from quire.worker.kernels import native_build
 
 if TYPE_CHECKING:
@@ -114,8 +115,8 @@ def _build_worker(config: EngineConfig, wire: Wire) -> tuple[Worker, Ready, Mode
     started = time.monotonic()
     if may_run_on_cpu(config) and config.model.cpu_kernels != "torch":
         native_build.current()  # compiles, if it must, while torch is imported and weights are read
-    folder = resolve(config.model.model, config.model.revision, weights=config.model.load_format != "dummy")
-    facts = read_facts(folder)
+    folder = model_folder(config.model, weights=True)
+    facts = read_facts(folder, config.model.hf_overrides)
     resolved = time.monotonic()
     from quire.worker.worker import Worker  # the first import of torch, a second or two
 

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quire.checkpoint import read_facts, resolve
 from quire.config import EngineConfig, ServerConfig
 from quire.errors import ConfigError
 from quire.frontend.media import load_media
@@ -28,6 +27,7 @@ from quire.server.auth import Gate, hosts_of
 from quire.server.keys import Key, keys_of
 from quire.server.state import ServerState
 from quire.server.web import make_room, web_server
+from quire.sources import model_facts
 
 if TYPE_CHECKING:
     from quire.frontend.client import Client
@@ -112,7 +112,7 @@ class ApiServer:
         """Read the tokenizer while the engine loads."""
         model, config = self._engine_config.model, self._config
         loop = asyncio.get_running_loop()
-        facts = read_facts(resolve(model.model, model.revision, weights=False))
+        facts = model_facts(model)
         tokenizer, template = await loop.run_in_executor(None, load_text_side, model, config.chat_template)
         media = load_media(facts, self._engine_config.media, tokenizer, self.state.names[0])
         ready = await self._client.wait_ready()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +15,12 @@ import torch
 from torch import nn
 
 from quire.errors import StartupError
-from quire.worker.loading.files import DTYPES, TensorFile, find_tensors
+from quire.sources.files import Location
+from quire.worker.loading.blocks import BLOCKS
+from quire.worker.loading.files import DTYPES, Files, find_tensors
 from quire.worker.loading.header import Entry
 from quire.worker.loading.names import Rule, Target, translate
+from quire.worker.loading.stream import Job, Stream
 from quire.worker.quantization.protocol import shard_of
 
 Progress = Callable[[int, int], None]
@@ -33,13 +36,14 @@ class _Move:
 
 
 def fill_from_files(model: nn.Module, rules: tuple[Rule, ...], folder: Path, progress: Progress) -> None:
-    """Stream a checkpoint's safetensors into the model, casting to the parameters' number format, and finish each
+    """Stream a checkpoint into the model, casting to the parameters' number format, and finish each
     layer as soon as it is full: a scheme that makes weights smaller never meets all of them in full size.
 
     Raises:
         ConfigError, StartupError: no weights, broken files, tensors missing, unknown or of another shape.
     """
-    plan = _plan(model, rules, find_tensors(folder), folder)
+    files = find_tensors(folder)
+    plan = _plan(model, rules, files, _home(folder, files))
     total = sum(move.entry.end - move.entry.start for moves in plan.values() for move in moves)
     done = 0
 
@@ -50,17 +54,20 @@ def fill_from_files(model: nn.Module, rules: tuple[Rule, ...], folder: Path, pro
 
     progress(0, total)
     left = Counter(_owner(move.target) for moves in plan.values() for move in moves if move.target)
-    with torch.no_grad():
+
+    def jobs() -> Iterator[Job[Target]]:
         for path, moves in plan.items():
-            with TensorFile(path) as file:
-                for entry, target in ((move.entry, move.target) for move in moves):
-                    if target is None:
-                        advance(entry.end - entry.start)
-                        continue
-                    file.copy(entry, _place(model.get_parameter(target.name), target), advance)
-                    left[_owner(target)] -= 1
-                    if left[_owner(target)] == 0:
-                        _finish(model.get_submodule(_owner(target)))
+            for entry, target in ((move.entry, move.target) for move in moves):
+                if target is None:
+                    advance(entry.end - entry.start)
+                else:
+                    yield Job(path, entry, _place(model.get_parameter(target.name), target), target)
+
+    with torch.no_grad(), Stream(advance) as stream:
+        for target in stream.fill(jobs()):
+            left[_owner(target)] -= 1
+            if left[_owner(target)] == 0:
+                _finish(model.get_submodule(_owner(target)))
     _finish_sharing(model, set(left))
 
 
@@ -108,14 +115,12 @@ def _place(param: torch.Tensor, target: Target) -> torch.Tensor:
     return shard_of(param).part(param.detach(), target.part)
 
 
-def _plan(
-    model: nn.Module, rules: tuple[Rule, ...], files: dict[Path, tuple[Entry, ...]], folder: Path
-) -> dict[Path, list[_Move]]:
+def _plan(model: nn.Module, rules: tuple[Rule, ...], files: Files, folder: Location) -> dict[Location, list[_Move]]:
     """What goes where; checks names, shapes and number formats, and that nothing stays empty."""
     params = dict(model.named_parameters())
     filled: dict[str, set[int | None]] = {name: set() for name in params}
     unexpected: list[str] = []
-    plan: dict[Path, list[_Move]] = {path: [] for path in files}
+    plan: dict[Location, list[_Move]] = {path: [] for path in files}
     for path, entry in ((path, entry) for path, entries in files.items() for entry in entries):
         target = translate(entry.name, rules)
         if target is not None and not _has_place(params, target):
@@ -136,18 +141,24 @@ def _plan(
     return plan
 
 
+def _home(folder: Path, files: Files) -> Location:
+    """What errors about all files name: the folder, or the first file where they are elsewhere."""
+    first = next(iter(files), folder)
+    return folder if isinstance(first, Path) and first.parent == folder else first
+
+
 def _has_place(params: dict[str, nn.Parameter], target: Target) -> bool:
     return target.name in params and (target.part is None or target.part < len(shard_of(params[target.name]).parts))
 
 
-def _check(param: torch.Tensor, target: Target, entry: Entry, path: Path) -> None:
+def _check(param: torch.Tensor, target: Target, entry: Entry, path: Location) -> None:
     """Whether a tensor can fill its part of the parameter."""
     view = _place(param, target)
     if tuple(view.shape) != entry.shape:
         raise StartupError(
             f"{path}: tensor {entry.name!r} has shape {list(entry.shape)}, config.json makes it {list(view.shape)}."
         )
-    stored = DTYPES.get(entry.dtype)
+    stored = DTYPES.get(entry.dtype) or (torch.float32 if entry.dtype in BLOCKS else None)
     wide_floats = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
     if stored is None or (stored != param.dtype and not (stored in wide_floats and param.dtype in wide_floats)):
         raise StartupError(
