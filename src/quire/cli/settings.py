@@ -133,12 +133,6 @@ def settings_of(group: type[msgspec.Struct], heading: str) -> list[Setting]:
     return [_setting(field, heading) for field in info.fields]
 
 
-def _maps_to_numbers(type_: inspect.Type) -> bool:
-    """Whether it is a mapping from names to whole numbers."""
-    value = type_.value_type if isinstance(type_, inspect.DictType) else None
-    return isinstance(value.type if isinstance(value, inspect.Metadata) else value, inspect.IntType)
-
-
 def _setting(field: inspect.Field, heading: str) -> Setting:
     description, type_ = "", field.type
     if isinstance(type_, inspect.Metadata):
@@ -146,7 +140,9 @@ def _setting(field: inspect.Field, heading: str) -> Setting:
         type_ = type_.type
     if isinstance(type_, inspect.UnionType):
         type_ = next(option for option in type_.types if not isinstance(option, inspect.NoneType))
-    kind = "counts" if _maps_to_numbers(type_) else next(kind for node, kind in _KINDS if isinstance(type_, node))
+    kind = next(kind for node, kind in _KINDS if isinstance(type_, node))
+    if isinstance(type_, inspect.DictType) and isinstance(type_.value_type, inspect.IntType):
+        kind = "counts"
     choices = tuple(str(value) for value in type_.values) if isinstance(type_, inspect.LiteralType) else ()
     default = None if field.default is msgspec.NODEFAULT else field.default  # NODEFAULT: made anew, and empty
     return Setting(field.name, heading, kind, choices, default, description)
