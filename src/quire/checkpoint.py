@@ -172,22 +172,45 @@ def read_facts(folder: Path, overrides: Mapping[str, Any] | None = None) -> Mode
     architectures = config.texts("architectures")
     if not architectures:
         raise ConfigError(f"{config.where}: architectures is missing; it names the kind of model.")
-    config.texts("layer_types")
-    vocab_size = config.integer("vocab_size")
-    eos = (*config.integers("eos_token_id"), *generation.integers("eos_token_id"))
-    dtype = config.text("dtype", None) or config.text("torch_dtype", None)
+    text = language_part(config)
+    text.texts("layer_types")
+    vocab_size = text.integer("vocab_size")
+    eos = (*text.integers("eos_token_id"), *generation.integers("eos_token_id"))
+    dtypes = [part.text(key, None) for part in (config, text) for key in ("dtype", "torch_dtype")]
+    dtype = next(filter(None, dtypes), None)
     return ModelFacts(
         folder=folder,
         architectures=architectures,
         vocab_size=vocab_size,
-        max_model_len=_max_model_len(config),
-        sliding_window=config.integer("sliding_window", None, low=0) or None,
+        max_model_len=_max_model_len(text),
+        sliding_window=text.integer("sliding_window", None, low=0) or None,
         eos_token_ids=tuple(dict.fromkeys(eos)),
-        bos_token_id=next(iter((*config.integers("bos_token_id"), *generation.integers("bos_token_id"))), None),
+        bos_token_id=next(iter((*text.integers("bos_token_id"), *generation.integers("bos_token_id"))), None),
         dtype=dtype.removeprefix("torch.") if dtype else None,
         sampling=_sampling(generation),
         config=config,
     )
+
+
+ABSENT_SIZES: dict[str, dict[str, int]] = {
+    "llama": {"vocab_size": 32_000, "intermediate_size": 11_008, "max_position_embeddings": 2048},
+    "mistral": {"vocab_size": 32_000, "intermediate_size": 14_336, "max_position_embeddings": 131_072},
+    "qwen2": {"vocab_size": 151_936, "intermediate_size": 22_016, "max_position_embeddings": 32_768},
+}
+"""What a language model inside of another's config need not name, by its model_type; beside what all of these have:"""
+_ABSENT_IN_ALL = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32}
+
+
+def language_part(config: Fields) -> Fields:
+    """The settings of the language model: config.json itself, or its text_config where there are other parts beside."""
+    text = config.section("text_config")
+    if text is None:
+        return config
+    absent = ABSENT_SIZES.get(text.text("model_type", ""), {})
+    values = {**(absent and _ABSENT_IN_ALL), **absent, **{k: v for k, v in text.values.items() if v is not None}}
+    tied = config.flag("tie_word_embeddings", False) or text.flag("tie_word_embeddings", False)
+    nulls = {key: None for key, value in text.values.items() if value is None and key not in values}
+    return Fields({**nulls, **values, "tie_word_embeddings": tied}, text.where)
 
 
 def rope_fields(config: Fields, layer_type: str | None = None) -> Fields:

@@ -160,6 +160,31 @@ class StructuredOutputsConfig(msgspec.Struct, frozen=True, kw_only=True):
     ] = 128
 
 
+class MediaConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Pictures in prompts: how many, how large, and what encoding them may take."""
+
+    limit_mm_per_prompt: Annotated[
+        dict[str, Annotated[int, Meta(ge=0, le=65536)]],
+        Meta(description='Most pictures in a prompt: image=4, or {"image": 4}; default: as many as fit.'),
+    ] = {}
+    max_picture_bytes: Annotated[
+        int,
+        Meta(ge=1024, le=1 << 28, description="Most bytes of all picture files in one request."),
+    ] = 16 << 20
+    max_picture_pixels: Annotated[
+        int,
+        Meta(ge=1, le=178_956_970, description="Most pixels of one picture, read from its header before decoding."),
+    ] = 36_000_000
+    max_pictures_per_step: Annotated[
+        Annotated[int, Meta(ge=1, le=4096)] | None,
+        Meta(description="Most pictures that one step encodes; default: 8 on a GPU, 1 on a CPU."),
+    ] = None
+    picture_cache_slots: Annotated[
+        Annotated[int, Meta(ge=1, le=65536)] | None,
+        Meta(description="Encoded pictures that are kept on the device; default: 32, and at least one step's."),
+    ] = None
+
+
 class OperationConfig(msgspec.Struct, frozen=True, kw_only=True):
     """How the engine is watched over, and what it says."""
 
@@ -180,6 +205,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     scheduler: SchedulerConfig = SchedulerConfig()
     parallel: ParallelConfig = ParallelConfig()
     structured: StructuredOutputsConfig = StructuredOutputsConfig()
+    media: MediaConfig = MediaConfig()
     operation: OperationConfig = OperationConfig()
 
 
@@ -270,6 +296,7 @@ ENGINE_GROUPS: dict[str, type[msgspec.Struct]] = {
     "scheduler": SchedulerConfig,
     "parallel": ParallelConfig,
     "structured": StructuredOutputsConfig,
+    "media": MediaConfig,
     "operation": OperationConfig,
 }
 
@@ -313,6 +340,9 @@ def _check_offered(config: EngineConfig) -> None:
             f"--tensor-parallel-size {config.parallel.tensor_parallel_size}: only 1 is supported so far."
             " Use --tensor-parallel-size 1."
         )
+    for kind, most in config.media.limit_mm_per_prompt.items():
+        if kind != "image" and most:
+            raise ConfigError(f"--limit-mm-per-prompt: {kind}={most}: pictures are all that is taken, as image=N.")
     if config.cache.swap_space not in (0, CacheConfig().swap_space):
         warnings.warn(
             f"--swap-space {config.cache.swap_space:g} has no effect yet: preempted requests are recomputed.",

@@ -90,6 +90,25 @@ def test_file(tmp_path: Path) -> None:
         from_file(tmp_path / "none.yaml", SETTINGS)
 
 
+def test_counts(tmp_path: Path) -> None:
+    """How many of what, in the spellings that vLLM has had."""
+    setting = next(setting for setting in SETTINGS if setting.name == "limit_mm_per_prompt")
+    for text in ("image=4", '{"image": 4}', "image=4,video=0", "image = 4"):
+        assert setting.parse(text, "here")["image"] == 4
+        assert env(QUIRE_LIMIT_MM_PER_PROMPT=text)["limit_mm_per_prompt"]["image"] == 4
+    for text in ("4", "image", "image=many", '{"image": "4"}', '{"image": [4]}', "{"):
+        with pytest.raises(ConfigError, match=r"here: .*image"):
+            setting.parse(text, "here")
+    path = tmp_path / "c.yaml"
+    path.write_text("limit-mm-per-prompt: {image: 3}\n")
+    assert from_file(path, SETTINGS) == {"limit_mm_per_prompt": {"image": 3}}
+    engine, _ = build_configs({"limit_mm_per_prompt": {"image": 2}}, str(path), SETTINGS)
+    assert engine.media.limit_mm_per_prompt == {"image": 2}
+    for wrong, word in (({"image": -1}, "-1"), ({"video": 1}, "video=1"), ({"image": 1 << 20}, "65536")):
+        with pytest.raises(ConfigError, match=f"--limit-mm-per-prompt.*{word}"):
+            build_configs({"limit_mm_per_prompt": wrong}, None, SETTINGS)
+
+
 def test_precedence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "c.yaml"
     path.write_text("port: 1\nseed: 1\nblock-size: 1\n")

@@ -22,6 +22,7 @@ from quire.engine.grammar.pace import Pace
 from quire.engine.kv.manager import KVManager
 from quire.engine.kv.pool import BlockPool
 from quire.engine.process import EngineProcess, Wire
+from quire.engine.scheduler.encoder import EncoderBudget
 from quire.engine.scheduler.limits import Limit, LongPromptCap, MixedStep
 from quire.engine.scheduler.policy import POLICIES
 from quire.engine.scheduler.scheduler import Scheduler
@@ -36,7 +37,7 @@ from quire.sources import model_folder
 from quire.worker.kernels import native_build
 
 if TYPE_CHECKING:
-    from quire.worker.worker import Worker
+    from quire.worker.worker import Worker, WorkerFacts
 
 log = logging.getLogger("quire.engine")
 
@@ -55,7 +56,7 @@ def main() -> None:
     try:
         worker, ready, facts = _build_worker(config, wire)
         pace = Pace()
-        scheduler = _build_scheduler(config, ready, pace)
+        scheduler = _build_scheduler(config, ready, pace, worker.facts)
         constraints = build_constraints(config, facts, ready, scheduler, pace)
     except Exception as error:  # noqa: BLE001 - every cause of a failed start goes to the parent
         _report(error, wire)
@@ -142,14 +143,15 @@ def _build_worker(config: EngineConfig, wire: Wire) -> tuple[Worker, Ready, Mode
     return worker, ready, facts
 
 
-def _build_scheduler(config: EngineConfig, ready: Ready, pace: Pace) -> Scheduler:
+def _build_scheduler(config: EngineConfig, ready: Ready, pace: Pace, found: WorkerFacts) -> Scheduler:
     threshold = config.scheduler.long_prefill_token_threshold
     limits: list[Limit] = []
     if threshold:
         limits.append(LongPromptCap(threshold))
     if ready.mixed_sizes:
         limits.append(MixedStep(tuple(ready.mixed_sizes), ready.mixed_patience, ready.mixed_alone))
-    limits.append(pace)
+    encoders = () if found.pictures is None else (EncoderBudget(found.pictures.num_slots, found.pictures.per_step),)
+    limits += [pace, *encoders]
     pool = BlockPool(ready.num_blocks)
     return Scheduler(
         KVManager(pool, ready.block_size, prefix_caching=config.cache.enable_prefix_caching),
@@ -158,6 +160,7 @@ def _build_scheduler(config: EngineConfig, ready: Ready, pace: Pace) -> Schedule
         max_model_len=ready.max_model_len,
         policy=POLICIES[config.scheduler.scheduling_policy],
         limits=tuple(limits),
+        riders=encoders,
         chunked_prefill=config.scheduler.enable_chunked_prefill,
     )
 
