@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from quire.worker.layers.build import Build
+from quire.worker.quantization.protocol import Scheme
 
 
 class Linear(nn.Module):
@@ -41,15 +42,19 @@ class Linear(nn.Module):
         self.dtype = build.dtype
         self.device = build.device
         self.kernels = build.kernels
-        self._order = order
-        self._scheme = build.scheme
-        self._scheme.params(self)
+        self.order = order
+        self.settle(build.scheme)
+
+    def settle(self, scheme: Scheme) -> None:
+        """Take this scheme; before anything is loaded."""
+        self._scheme = scheme
+        scheme.params(self)
 
     def finish(self) -> None:
         """Called by the loader when the parameters are filled."""
-        if self._order is not None:
+        if self.order is not None:
             for param in self.parameters(recurse=False):
-                param.copy_(param[self._order])
+                param.copy_(param[self.order])
         self._scheme.finish(self)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # [..., in] -> [..., sum(out_parts)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,8 +14,14 @@ from quire.checkpoint import ModelFacts
 from quire.config import ModelConfig
 from quire.errors import ConfigError
 from quire.worker.layers.build import Build
+from quire.worker.loading.names import Rule
 from quire.worker.loading.weights import fill_from_files, fill_with_random
+from quire.worker.models.quantized import KV_SCALES, note_kv_cache, settle
 from quire.worker.models.registry import find_class, unknown
+from quire.worker.quantization.format import Formats
+from quire.worker.quantization.recognise import recognise
+from quire.worker.quantization.select import made_at_load
+from quire.worker.quantization.stored import Later
 
 log = logging.getLogger("quire.engine")
 
@@ -40,24 +47,33 @@ def load_model(
         StartupError: broken weights, or weights of another model.
     """
     config = config or ModelConfig(model=str(folder))
-    quantized = facts.config.section("quantization_config") or facts.config.section("compression_config")
-    if quantized is not None:
-        method = quantized.values.get("quant_method", "an unnamed scheme")
-        raise ConfigError(f"{facts.config.where}: weights quantized with {method} are not supported yet.")
+    stored = recognise(folder, facts.config, config.quantization)
+    formats = stored or made_at_load(config.quantization, build.device, build.scheme)
     made = None if config.model_impl == "transformers" else find_class(facts)
     if made is None:
-        return _by_transformers(folder, facts, build, config)
-    model = made(facts, build).eval()
-    if config.load_format == "dummy":
+        return _by_transformers(folder, facts, build, config, stored)
+    model = made(facts, build if formats is None else replace(build, scheme=Later())).eval()
+    rules: tuple[Rule, ...] = model.weight_map()
+    is_dummy = config.load_format == "dummy"
+    if formats is not None:
+        rules = (KV_SCALES, *rules)
+        num = settle(model, rules, formats, build.scheme, None if is_dummy or stored is None else folder)
+        log.info("%d layers are quantized: %s%s.", num, formats.summary, "" if stored else ", made while loading")
+        note_kv_cache(facts.config)
+    if is_dummy:
         fill_with_random(model, config.seed)
     else:
-        fill_from_files(model, model.weight_map(), folder, progress)
+        fill_from_files(model, rules, folder, progress)
     return model
 
 
-def _by_transformers(folder: Path, facts: ModelFacts, build: Build, config: ModelConfig) -> nn.Module:
+def _by_transformers(
+    folder: Path, facts: ModelFacts, build: Build, config: ModelConfig, stored: Formats | None
+) -> nn.Module:
     if config.model_impl == "quire" or find_spec("transformers") is None:
         raise unknown(facts)
+    if stored is not None:
+        raise ConfigError(f"{facts.config.where}: {stored.summary} is for models that Quire has code for: see docs/models.md.")
     if config.quantization is not None:
         raise ConfigError(f"--quantization {config.quantization}: models in transformers' own code keep their weights.")
     log.info("%s runs in transformers' own code, slower than Quire's models do.", ", ".join(facts.architectures))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from quire.errors import ConfigError
 from quire.worker.kernels.native import NativeLibrary
+from quire.worker.quantization.format import Formats
 from quire.worker.quantization.int8 import Int8Weights
 from quire.worker.quantization.none import Unquantized
 from quire.worker.quantization.packed import PackedWeights
@@ -13,16 +13,20 @@ from quire.worker.quantization.protocol import Scheme
 
 
 def select_scheme(name: str | None, device: torch.device, library: NativeLibrary | None) -> Scheme:
-    """The scheme of a setting; None keeps weights as they are.
+    """The scheme of layers that no format of a checkpoint is about.
 
     Args:
         library: the C++ kernels, None where there are none.
+    """
+    if name == "int8" and device.type == "cpu":
+        return Int8Weights(library)
+    return Unquantized() if library is None else PackedWeights(library)
+
+
+def made_at_load(name: str | None, device: torch.device, scheme: Scheme) -> Formats | None:
+    """What --quantization makes of a checkpoint that is not quantized; None: the scheme sees to it, or nothing is made.
 
     Raises:
-        ConfigError: a scheme that this device has no kernels for.
+        ConfigError: a method that only reads what others have made.
     """
-    if name is None:
-        return Unquantized() if library is None else PackedWeights(library)
-    if device.type != "cpu":
-        raise ConfigError(f"--quantization {name} has kernels for CPUs only so far. Leave it out, or use --device cpu.")
-    return Int8Weights(library)
+    return None
