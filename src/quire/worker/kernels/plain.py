@@ -63,10 +63,14 @@ class PlainKernels:
         out = torch.zeros_like(x)
         for expert in chosen.unique().tolist():
             token, place = torch.where(chosen == expert)
-            inner = self.gated(F.linear(x[token], expert_matrix(gate_up, expert, num, x.dtype)), kind)
-            share = weights[token, place, None]
-            out.index_add_(0, token, F.linear(inner, expert_matrix(down, expert, num, x.dtype)) * share)
+            inner = self.gated(self.expert_product(x[token], gate_up, expert, num), kind)
+            made = self.expert_product(inner, down, expert, num)
+            out.index_add_(0, token, made * weights[token, place, None])
         return out
+
+    def expert_product(self, x: torch.Tensor, kept: tuple[Any, ...], expert: int, num: int) -> torch.Tensor:
+        """x times one expert's matrices: of one matrix of all experts, or of several for each."""
+        return F.linear(x, expert_matrix(kept, expert, num, x.dtype))
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         """Statistics in float32, result in x's format."""

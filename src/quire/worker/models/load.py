@@ -48,7 +48,7 @@ def load_model(
     """
     config = config or ModelConfig(model=str(folder))
     stored = recognise(folder, facts.config, config.quantization)
-    formats = stored or made_at_load(config.quantization, build.device, build.scheme)
+    formats = stored or made_at_load(config.quantization, build.scheme)
     made = None if config.model_impl == "transformers" else find_class(facts)
     if made is None:
         return _by_transformers(folder, facts, build, config, stored)
@@ -60,6 +60,9 @@ def load_model(
         num = settle(model, rules, formats, build.scheme, None if is_dummy or stored is None else folder)
         log.info("%d layers are quantized: %s%s.", num, formats.summary, "" if stored else ", made while loading")
         note_kv_cache(facts.config)
+        model.weights_note = formats.summary if stored else f"{config.quantization} weights made at load"
+    elif config.quantization is not None:
+        model.weights_note = f"{config.quantization} weights made at load"
     if is_dummy:
         fill_with_random(model, config.seed)
     else:

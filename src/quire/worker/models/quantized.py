@@ -68,7 +68,7 @@ def _formats(
         module = original(Target(f"{name}.weight", index), rules).removesuffix(".weight")
         made = formats.of(module)
         if present is None:
-            found.append(made if name != HEAD or formats.head() else None)
+            found.append(made if name.rpartition(".")[2] != HEAD or formats.head() else None)
             continue
         made = made or formats.of("")  # the lists may say otherwise, the tensors decide
         there = made is not None and any(

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import torch
 
+from quire.errors import ConfigError
 from quire.worker.kernels.native import NativeLibrary
+from quire.worker.quantization.fitted import FITS, FittedFormats
 from quire.worker.quantization.format import Formats
 from quire.worker.quantization.int8 import Int8Weights
 from quire.worker.quantization.none import Unquantized
 from quire.worker.quantization.packed import PackedWeights
 from quire.worker.quantization.protocol import Scheme
+from quire.worker.quantization.recognise import SAME
 
 
 def select_scheme(name: str | None, device: torch.device, library: NativeLibrary | None) -> Scheme:
@@ -23,10 +26,18 @@ def select_scheme(name: str | None, device: torch.device, library: NativeLibrary
     return Unquantized() if library is None else PackedWeights(library)
 
 
-def made_at_load(name: str | None, device: torch.device, scheme: Scheme) -> Formats | None:
+def made_at_load(name: str | None, scheme: Scheme) -> Formats | None:
     """What --quantization makes of a checkpoint that is not quantized; None: the scheme sees to it, or nothing is made.
 
     Raises:
         ConfigError: a method that only reads what others have made.
     """
-    return None
+    if name is None or isinstance(scheme, Int8Weights):
+        return None
+    fitted = FITS.get(SAME.get(name, name))
+    if fitted is None:
+        raise ConfigError(
+            f"--quantization {name}: the checkpoint is not quantized, and this form is not made while loading."
+            f" Those that are: {', '.join(FITS)}."
+        )
+    return FittedFormats(fitted)

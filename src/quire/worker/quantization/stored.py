@@ -80,7 +80,12 @@ class Stored:
             order = layer.order.to(layer.device)
             made, layer.reorder = ([made[0].rows(order)], None) if len(made) == 1 else (made, order)
             layer.bias = layer.bias if layer.has_bias or layer.bias is None else layer.bias[order]
-        how = {"gated": layer.is_gated and len(made) == 1, "experts": getattr(layer, "num", 0)}
+        experts = getattr(layer, "num", 0)
+        if experts and len(made) > 1:  # each expert's alone, which only dense ones can be
+            layer.kept = tuple(made)
+            hold(layer, layer.kept)
+            return
+        how = {"gated": layer.is_gated and len(made) == 1, "experts": experts}
         layer.kept = tuple(layer.kernels.keep(weights, **how) for weights in made)
         hold(layer, layer.kept)
 
