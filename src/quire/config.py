@@ -46,8 +46,16 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     ] = "auto"
     quantization: Annotated[
         Literal[
-            "awq", "gptq", "squeezellm", "bitsandbytes", "fp8", "int8", "compressed-tensors", "modelopt",
-            "awq_marlin", "gptq_marlin",
+            "awq",
+            "gptq",
+            "squeezellm",
+            "bitsandbytes",
+            "fp8",
+            "int8",
+            "compressed-tensors",
+            "modelopt",
+            "awq_marlin",
+            "gptq_marlin",
         ]
         | None,
         Meta(description="How weights are quantized: checked, where the checkpoint says it; else made while loading."),

@@ -65,9 +65,7 @@ def check(found: torch.Tensor, x: torch.Tensor, weights: object, bias: torch.Ten
     [(1, 96, 256, 4, 128), (3, 40, 128, 4, 32), (17, 72, 192, 4, 64), (64, 64, 256, 4, 256), (5, 48, 128, 8, 128),
      (33, 80, 192, 8, 192), (70, 50, 128, 4, 128)],
 )  # fmt: skip
-def test_groups(
-    rows: int, outs: int, inputs: int, bits: int, group: int, dtype: torch.dtype, tolerance: float
-) -> None:
+def test_groups(rows: int, outs: int, inputs: int, bits: int, group: int, dtype: torch.dtype, tolerance: float) -> None:
     x, bias = draw(rows, inputs, seed=2).to(dtype), draw(outs, seed=3).to(dtype)
     for zeros in (False, True):
         weights = groups(outs, inputs, bits, group, zeros=zeros, order=zeros)

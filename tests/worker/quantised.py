@@ -49,7 +49,7 @@ def gptq(bits: int, group: int, *, sym: bool = False, act_order: bool = False, v
         size = inputs if group == -1 else group
         groups, top = -(-inputs // size), 2**bits
         q = rng.integers(0, top, (inputs, outs))
-        zeros = np.full((groups, outs), top // 2) if sym else rng.integers(1, top, (groups, outs))
+        zeros = np.full((groups, outs), top // 2) if sym else rng.integers(0, top, (groups, outs))
         scales = scale(rng, groups, outs, top=0.3 / top)
         g_idx = np.arange(inputs) // size
         if act_order:
@@ -57,7 +57,7 @@ def gptq(bits: int, group: int, *, sym: bool = False, act_order: bool = False, v
         matrix = np.empty((outs, inputs))
         for k in range(inputs):
             matrix[:, k] = (q[k] - zeros[g_idx[k]]) * scales[g_idx[k]].astype(np.float64)
-        stored = zeros if v2 else zeros - 1
+        stored = zeros if v2 else (zeros - 1) % top
         tensors = {"qweight": words(q.T, bits).T, "qzeros": words(stored, bits), "scales": half(scales)}
         return {**tensors, "g_idx": torch.from_numpy(g_idx.astype(np.int32))}, matrix
 
@@ -123,7 +123,11 @@ def fp8(kind: str, *, static: bool = False, name: str = "weight_scale") -> Encod
 
 def bnb8(rng: np.random.Generator, outs: int, inputs: int) -> Encoded:
     q, top = rng.integers(-127, 128, (outs, inputs)), rng.uniform(0.1, 0.5, outs).astype(np.float32)
-    tensors = {"weight": torch.from_numpy(q.astype(np.int8)), "SCB": half(top), "weight_format": torch.tensor(0, dtype=torch.uint8)}
+    tensors = {
+        "weight": torch.from_numpy(q.astype(np.int8)),
+        "SCB": half(top),
+        "weight_format": torch.tensor(0, dtype=torch.uint8),
+    }
     return tensors, q * top[:, None].astype(np.float64) / 127
 
 
@@ -196,7 +200,12 @@ def nvfp4(scale_name: str, weight: str, *, reciprocal: bool) -> Encoder:
 
 def compressed(layout: str, weights: dict[str, Any], **more: Any) -> dict[str, Any]:
     group = {"targets": ["Linear"], "weights": {"symmetric": True, **weights}, **more}
-    return {"quant_method": "compressed-tensors", "format": layout, "config_groups": {"group_0": group}, "ignore": ["lm_head"]}
+    return {
+        "quant_method": "compressed-tensors",
+        "format": layout,
+        "config_groups": {"group_0": group},
+        "ignore": ["lm_head"],
+    }
 
 
 GPTQ = {"quant_method": "gptq", "desc_act": False, "sym": False}
@@ -241,10 +250,15 @@ FORMATS: dict[str, tuple[dict[str, Any], Encoder]] = {
     ),
     "ct_fp8": (compressed("float-quantized", {"num_bits": 8, "type": "float", "strategy": "channel"}), fp8("channel")),
     "ct_nvfp4": (
-        compressed("nvfp4-pack-quantized", {"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16}),
+        compressed(
+            "nvfp4-pack-quantized", {"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16}
+        ),
         nvfp4("weight_global_scale", "weight_packed", reciprocal=True),
     ),
-    "modelopt_fp8": ({"quant_method": "modelopt", "quant_algo": "FP8", "ignore": ["lm_head"]}, fp8("tensor", static=True)),
+    "modelopt_fp8": (
+        {"quant_method": "modelopt", "quant_algo": "FP8", "ignore": ["lm_head"]},
+        fp8("tensor", static=True),
+    ),
     "modelopt_nvfp4": (
         {"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": ["lm_head"]},
         nvfp4("weight_scale_2", "weight", reciprocal=False),

@@ -17,7 +17,6 @@ from tokenizers import Tokenizer
 from quire.demo import model_path
 from quire.worker.kernels import native
 from quire.worker.kernels.native import NativeKernels
-from quire.worker.layers.embedding import TiedHead
 from quire.worker.layers.experts import ExpertStack
 from quire.worker.layers.linear import Linear
 from quire.worker.quantization import fitted
@@ -93,12 +92,13 @@ def test_all_layers_but_the_head(name: str, tmp_path: Path) -> None:
     assert driver.model.weights_note == f"{name} weights made at load"
 
 
-@pytest.mark.parametrize(("name", "limit"), [("fp8", 0.01), ("awq", 0.05), ("squeezellm", 0.05), ("bitsandbytes", 0.05)])
+@pytest.mark.parametrize(
+    ("name", "limit"), [("fp8", 0.01), ("awq", 0.05), ("squeezellm", 0.05), ("bitsandbytes", 0.05)]
+)
 def test_perplexity_of_held_out_text(name: str, limit: float) -> None:
     texts = held_out_texts(Tokenizer.from_file(str(model_path() / "tokenizer.json")), 8)
     plain = perplexity(Driver(model_path(), num_blocks=2000), texts)
     driver = Driver(model_path(), num_blocks=2000, quantization=name)
-    assert any(isinstance(module, TiedHead) for module in driver.model.modules()) or True
     assert perplexity(driver, texts) / plain - 1 < limit
 
 

@@ -1,7 +1,7 @@
 """Products of few rows with FP8 weights, in Triton: bound by reading the weights, one byte each.
 
-Rows stay in 16 bits and weights are widened in registers, so few rows lose nothing to quantized inputs; tensor cores are
-idle most of the time anyway. Scales lie per output, or per tile of outputs and inputs:
+Rows stay in 16 bits and weights are widened in registers, so few rows lose nothing to quantized inputs; tensor cores
+are idle most of the time anyway. Scales lie per output, or per tile of outputs and inputs:
 
     x [M, K] @ (q [N, K] * scales [N / TILE_OUTS, K / TILE_INPUTS]).T
 
@@ -28,14 +28,13 @@ BLOCKS = (128, 64, 32)
 
 @triton.jit
 def _widened(q, like, HARDWARE: tl.constexpr):
-    """float8_e4m3fn, as bytes, in x's format. Without instructions for it: its digits lie where float16 has them but for
-    an exponent that is 8 less."""
+    """float8_e4m3fn, as bytes, in x's format. Without instructions for it: its digits lie where float16 has them, and
+    its exponent is 8 less."""
     if HARDWARE:
         return q.to(tl.float8e4nv, bitcast=True).to(like.dtype.element_ty)
-    else:
-        wide = q.to(tl.int16)
-        half = ((wide & 0x80) << 8) | ((wide & 0x7F) << 7)
-        return (half.to(tl.float16, bitcast=True) * 256.0).to(like.dtype.element_ty)
+    wide = q.to(tl.int16)
+    half = ((wide & 0x80) << 8) | ((wide & 0x7F) << 7)
+    return (half.to(tl.float16, bitcast=True) * 256.0).to(like.dtype.element_ty)
 
 
 @triton.jit

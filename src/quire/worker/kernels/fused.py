@@ -59,7 +59,7 @@ class TritonKernels:
             made = self.linear(lines, kept.q, bias)
         else:
             made = F.linear(lines, kept.dense(x.dtype), bias)
-        return made.view(*x.shape[:-1], -1)
+        return made.view(*x.shape[:-1], made.shape[-1])
 
     def gated_product(self, x: torch.Tensor, kept: Any, bias: torch.Tensor | None, kind: str) -> torch.Tensor:
         """One after the other."""

@@ -6,8 +6,8 @@ Weights are laid out once, block by block of inputs, so that what a program read
     8 bits   q [inputs / BLOCK, outs, BLOCK]
     scales, zeros [groups, outs];  BLOCK divides the group
 
-A program takes BLOCK_N outputs and a share of the inputs (split-K), and all rows of x. Whole numbers are exact in 16 bits,
-so the tensor cores multiply by them as they are, and scale and zero are applied to a block's sum in float32:
+A program takes BLOCK_N outputs and a share of the inputs (split-K), and all rows of x. Whole numbers are exact in 16
+bits, so the tensor cores multiply by them as they are; scale and zero are applied to a block's sum in float32:
 
     sum over a block of x * (q - zero) * scale  =  scale * (x @ q  -  zero * sum of x)
 
@@ -89,7 +89,15 @@ def tile(weights: GroupWeights) -> TiledGroups:
         q = weights.q.view(outs, -1, block).transpose(0, 1).contiguous()
     zeros = None if weights.zeros is None else weights.zeros.t().contiguous()
     return TiledGroups(
-        q, weights.scales.t().contiguous(), zeros, weights.order, weights.bits, weights.group, block, outs, weights.inputs
+        q,
+        weights.scales.t().contiguous(),
+        zeros,
+        weights.order,
+        weights.bits,
+        weights.group,
+        block,
+        outs,
+        weights.inputs,
     )
 
 
@@ -104,14 +112,13 @@ def default_tiles(rows: int, outs: int, blocks: int) -> GroupTiles:
 
 @triton.jit
 def _numbers(q, like, BITS: tl.constexpr):
-    """Whole numbers below 2 ** BITS in x's format, exactly: written into the digits of a float, which costs no conversion
+    """Whole numbers below 2 ** BITS in x's format, exactly: written into the digits of a float, which is no conversion,
     where there is room for them."""
     if like.dtype.element_ty == tl.float16:
         return (q.to(tl.int16) | 0x6400).to(tl.float16, bitcast=True) - 1024.0
-    elif like.dtype.element_ty == tl.bfloat16 and BITS == 4:
+    if like.dtype.element_ty == tl.bfloat16 and BITS == 4:
         return (q.to(tl.int16) | 0x4300).to(tl.bfloat16, bitcast=True) - 128.0
-    else:
-        return q.to(tl.float32).to(like.dtype.element_ty)
+    return q.to(tl.float32).to(like.dtype.element_ty)
 
 
 @triton.jit
@@ -132,13 +139,14 @@ def _group_product(
     first = tl.program_id(1) * each
     line = q + n.to(tl.int64)[:, None] * HALF + h[None, :]  # [BLOCK_N, HALF]
     rows = x + m.to(tl.int64)[None, :] * K + h[:, None]  # [HALF, BLOCK_M], x from top to bottom
+    wide_n = tl.cast(N, tl.int64)
     total = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     if PDL:
         tl.extra.cuda.gdc_wait()
     for block in range(first, tl.minimum(first + each, blocks)):
-        packed = tl.load(line + block.to(tl.int64) * N * HALF, mask=there[:, None], other=0, eviction_policy="evict_first")
+        packed = tl.load(line + block * wide_n * HALF, mask=there[:, None], other=0, eviction_policy="evict_first")
         low = tl.load(rows + block * BLOCK, mask=(m < M)[None, :], other=0.0)
-        at = (block // per_group).to(tl.int64) * N + n
+        at = block // per_group * wide_n + n
         scale = tl.load(scales + at, mask=there, other=0.0).to(tl.float32)
         if BITS == 4:
             high = tl.load(rows + block * BLOCK + HALF, mask=(m < M)[None, :], other=0.0)

@@ -128,7 +128,9 @@ class GroupWeights(_Kind):
     def cat(cls, parts: Sequence[Self]) -> Self:
         """One below the other."""
         zeros = None if parts[0].zeros is None else torch.cat([p.zeros for p in parts])  # type: ignore[misc]
-        return replace(parts[0], q=torch.cat([p.q for p in parts]), scales=torch.cat([p.scales for p in parts]), zeros=zeros)
+        return replace(
+            parts[0], q=torch.cat([p.q for p in parts]), scales=torch.cat([p.scales for p in parts]), zeros=zeros
+        )
 
     def _lines(self, first: int, end: int) -> torch.Tensor:
         values = self.values(first, end).float()

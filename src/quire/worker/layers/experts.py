@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from quire.checkpoint import Fields
+from quire.worker.kernels.weights import PlainWeights
 from quire.worker.layers.build import Build
 from quire.worker.layers.mlp import GatedMLP
 from quire.worker.layers.shape import Shape
-from quire.worker.kernels.weights import PlainWeights
 from quire.worker.quantization.protocol import Scheme, Shard, parameter
 from quire.worker.quantization.stored import Later
 

@@ -180,7 +180,9 @@ def _check_piece(
     why = pieces.why_not(target.part, suffix, entry.shape, DTYPES.get(entry.dtype))
     if why is not None:
         raise StartupError(f"{path}: tensor {entry.name!r} {why}.")
-    if (target.part, suffix) in seen or (suffix != "bias" and any((part is None) != (target.part is None) for part, _ in seen)):
+    if (target.part, suffix) in seen or (
+        suffix != "bias" and any((part is None) != (target.part is None) for part, _ in seen)
+    ):
         raise StartupError(f"{path}: tensor {entry.name!r} fills {target.name} for the second time.")
     seen.add((target.part, suffix))
 

@@ -60,9 +60,9 @@ def load_model(
         num = settle(model, rules, formats, build.scheme, None if is_dummy or stored is None else folder)
         log.info("%d layers are quantized: %s%s.", num, formats.summary, "" if stored else ", made while loading")
         note_kv_cache(facts.config)
-        model.weights_note = formats.summary if stored else f"{config.quantization} weights made at load"
-    elif config.quantization is not None:
-        model.weights_note = f"{config.quantization} weights made at load"
+    if stored is not None or config.quantization is not None:
+        note = f"{config.quantization} weights made at load" if stored is None else stored.summary
+        model.weights_note = note  # type: ignore[assignment]
     if is_dummy:
         fill_with_random(model, config.seed)
     else:
@@ -76,7 +76,9 @@ def _by_transformers(
     if config.model_impl == "quire" or find_spec("transformers") is None:
         raise unknown(facts)
     if stored is not None:
-        raise ConfigError(f"{facts.config.where}: {stored.summary} is for models that Quire has code for: see docs/models.md.")
+        raise ConfigError(
+            f"{facts.config.where}: {stored.summary} is for models that Quire has code for: see docs/models.md."
+        )
     if config.quantization is not None:
         raise ConfigError(f"--quantization {config.quantization}: models in transformers' own code keep their weights.")
     log.info("%s runs in transformers' own code, slower than Quire's models do.", ", ".join(facts.architectures))

@@ -93,4 +93,6 @@ def note_kv_cache(config: Fields) -> None:
     """Say that a checkpoint's scales of the KV cache are not used."""
     section = config.section("quantization_config")
     if section is not None and (section.values.get("kv_cache_scheme") or section.values.get("kv_cache_quant_algo")):
-        log.info("The checkpoint has scales for a quantized KV cache, which is not used: keys and values stay unquantized.")
+        log.info(
+            "The checkpoint has scales for a quantized KV cache, which is not used: keys and values stay unquantized."
+        )

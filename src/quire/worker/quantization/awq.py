@@ -1,8 +1,8 @@
 """AWQ (Lin et al. 2023): whole numbers of 4 bits in groups of inputs, in checkpoints of AutoAWQ.
 
-    qweight  int32 [inputs, outs / 8]      packed along the outputs, in the order 0 2 4 6 1 3 5 7
-    qzeros   int32 [groups, outs / 8]      the same; absent where the middle is zero
-    scales   float [groups, outs]
+qweight  int32 [inputs, outs / 8]      packed along the outputs, in the order 0 2 4 6 1 3 5 7
+qzeros   int32 [groups, outs / 8]      the same; absent where the middle is zero
+scales   float [groups, outs]
 """
 
 from __future__ import annotations

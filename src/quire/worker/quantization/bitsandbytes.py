@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -57,22 +57,27 @@ class FourBits:
     def pieces(self) -> dict[str, Piece]:
         """See Format."""
 
-        def some(*dtypes: torch.dtype, optional: bool = True) -> Piece:
-            return Piece(lambda outs, inputs: (None,), dtypes, optional=optional, flat=True)
+        def some(*dtypes: torch.dtype) -> Piece:
+            return Piece(lambda outs, inputs: (None,), dtypes, optional=True, flat=True)
 
+        weight = some(torch.uint8, torch.bfloat16, torch.float16, torch.float32)
+        scales = some(*FLOATS, torch.uint8)
         return {
-            "weight": some(torch.uint8, torch.bfloat16, torch.float16, torch.float32, optional=False),
-            "weight.absmax": some(*FLOATS, torch.uint8, optional=False),
+            "weight": replace(weight, optional=False, random=lambda outs, inputs: (outs * inputs // 2,)),
+            "weight.absmax": replace(scales, optional=False, random=lambda outs, inputs: (-(-outs * inputs // 64),)),
             "weight.quant_map": Piece(lambda outs, inputs: (16,), FLOATS, flat=True),
             "weight.nested_absmax": some(*FLOATS),
             "weight.nested_quant_map": some(*FLOATS),
-            f"weight.quant_state.bitsandbytes__{self.kind}": some(torch.uint8, optional=False),
+            f"weight.quant_state.bitsandbytes__{self.kind}": some(torch.uint8),
         }
 
     def weights(self, read: Read, outs: int, inputs: int, dtype: torch.dtype) -> AnyWeights:
         """See Format."""
-        state = _state(read[f"weight.quant_state.bitsandbytes__{self.kind}"])
-        if state.get("shape") != [outs, inputs]:
+        text = read.get(f"weight.quant_state.bitsandbytes__{self.kind}")
+        if text is None and read["weight.absmax"].dtype == torch.uint8:
+            raise FormatError(f"it has no weight.quant_state.bitsandbytes__{self.kind}")
+        state = {} if text is None else _state(text)
+        if state.get("shape", [outs, inputs]) != [outs, inputs]:
             raise FormatError(f"its quant_state says shape {state.get('shape')}, config.json makes it {[outs, inputs]}")
         packed = read["weight"].contiguous().view(-1).view(torch.uint8)  # bytes may be stored as another format
         if packed.numel() != outs * inputs // 2 or inputs % 2:

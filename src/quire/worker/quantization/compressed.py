@@ -1,9 +1,9 @@
 """compressed-tensors (llm-compressor): groups of modules, each with a layout of its own.
 
-    pack-quantized    weight_packed int32 [outs, inputs * bits / 32], along the inputs, low bits first, values 2^(b-1) more
-                      weight_scale [outs, groups], weight_zero_point int32 [outs * bits / 32, groups], weight_g_idx [inputs]
-    int-quantized     weight int8 [outs, inputs], weight_scale [outs, 1], or one number
-    float-quantized, nvfp4-pack-quantized        see `floats`
+pack-quantized    weight_packed int32 [outs, inputs * bits / 32], along the inputs, low bits first, values 2^(b-1) more
+                  weight_scale [outs, groups], weight_zero_point int32 [outs * bits / 32, groups], weight_g_idx [inputs]
+int-quantized     weight int8 [outs, inputs], weight_scale [outs, 1], or one number
+float-quantized, nvfp4-pack-quantized        see `floats`
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ class Packed:
             return -(-inputs // self.group) if self.group else 1
 
         zeros = Piece(
-            lambda outs, inputs: (num_words(outs, self.bits), groups(inputs)), (torch.int32,), optional=not self.has_zeros
+            lambda outs, inputs: (num_words(outs, self.bits), groups(inputs)),
+            (torch.int32,),
+            optional=not self.has_zeros,
         )
         return {
             "weight_packed": Piece(lambda outs, inputs: (outs, num_words(inputs, self.bits)), (torch.int32,)),
@@ -162,7 +164,11 @@ def read(fields: Fields) -> CompressedFormats:
     """
     for key in ("sparsity_config", "transform_config"):
         section = fields.section(key)
-        if section is not None and section.values.get("format") != "dense" and section.values.get("config_groups") != {}:
+        if (
+            section is not None
+            and section.values.get("format") != "dense"
+            and section.values.get("config_groups") != {}
+        ):
             fields.fail(key, "is not supported; save the model without it", dict(section.values))
     groups = fields.section("config_groups")
     if groups is None:

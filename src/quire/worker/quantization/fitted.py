@@ -49,7 +49,7 @@ LLOYD = 12
 
 def int4(weight: torch.Tensor, group: int = GROUP) -> GroupWeights:
     """Groups of whole numbers 0..15 with a scale and a zero that need not be whole."""
-    outs, inputs = weight.shape
+    inputs = weight.shape[1]
     group = fitting_group(inputs, group)
     parts = [_fit_groups(part, group) for part in weight.split(max(1, CHUNK // inputs))]
     values, scales, zeros = (torch.cat(made) for made in zip(*parts, strict=True))
@@ -129,7 +129,7 @@ def fp8(weight: torch.Tensor) -> FloatWeights:
 
 def nf4(weight: torch.Tensor) -> TableWeights:
     """The nearest of 16 values that lie as those of a normal law do."""
-    outs, inputs = weight.shape
+    inputs = weight.shape[1]
     block = fitting_group(inputs, BLOCK)
     table = torch.tensor(NF4, device=weight.device)
     between = (table[1:] + table[:-1]) / 2
@@ -152,7 +152,9 @@ def tables(weight: torch.Tensor) -> TableWeights:
         ordered = w.sort(1).values
         sums = torch.nn.functional.pad(ordered.double().cumsum(1), (1, 0))
         at = ((torch.arange(16, device=w.device) + 0.5) * inputs / 16).long()
-        table = (ordered[:, at].double() + torch.linspace(-1, 1, 16, device=w.device) * ordered.abs().amax(1)[:, None]) / 2
+        table = (
+            ordered[:, at].double() + torch.linspace(-1, 1, 16, device=w.device) * ordered.abs().amax(1)[:, None]
+        ) / 2
         for _ in range(LLOYD):
             between = (table[:, 1:] + table[:, :-1]) / 2
             ends = torch.searchsorted(ordered, between.float().contiguous())

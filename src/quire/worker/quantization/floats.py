@@ -1,16 +1,16 @@
 """Floats of 8 and 4 bits as several makers store them: the layouts; `fp8`, `compressed` and `modelopt` read configs.
 
-    weight  float8_e4m3fn [outs, inputs]                                    w = weight * scale
-        scale   weight_scale or weight_scale_inv, float32: one number, one per output, or one per tile [128, 128]
-    weight  uint8 [outs, inputs / 2], two E2M1 numbers, the even one lower  w = weight * weight_scale * global
-        weight_scale  float8_e4m3fn [outs, inputs / 16]
-        global        one number: weight_scale_2, or the reciprocal of weight_global_scale
+weight  float8_e4m3fn [outs, inputs]                                    w = weight * scale
+    scale   weight_scale or weight_scale_inv, float32: one number, one per output, or one per tile [128, 128]
+weight  uint8 [outs, inputs / 2], two E2M1 numbers, the even one lower  w = weight * weight_scale * global
+    weight_scale  float8_e4m3fn [outs, inputs / 16]
+    global        one number: weight_scale_2, or the reciprocal of weight_global_scale
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -41,13 +41,14 @@ class Fp8:
     def pieces(self) -> dict[str, Piece]:
         """See Format."""
         scale = Piece(self._scales, SCALES, optional=True, flat=self.tile is None)
+        measured = Piece(lambda outs, inputs: (1,), FLOATS, optional=True, flat=True)
         return {
             "weight": Piece(lambda outs, inputs: (outs, inputs), (torch.float8_e4m3fn,)),
-            "weight_scale": scale,
+            "weight_scale": replace(scale, dtypes=(torch.float32, *SCALES), random=self._scales),
             "weight_scale_inv": scale,
-            "input_scale": Piece(lambda outs, inputs: (1,), FLOATS, optional=True, flat=True),
-            "activation_scale": Piece(lambda outs, inputs: (1,), FLOATS, optional=True, flat=True),
-            "input_scale_ub": Piece(lambda outs, inputs: (1,), FLOATS, optional=True, flat=True),
+            "input_scale": replace(measured, random=(lambda outs, inputs: (1,)) if self.static else None),
+            "activation_scale": measured,
+            "input_scale_ub": measured,
         }
 
     def _scales(self, outs: int, inputs: int) -> tuple[int | None, ...]:

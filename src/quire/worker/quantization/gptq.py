@@ -60,14 +60,14 @@ class Gptq:
         values = unpack_words(read["qweight"].t().contiguous(), self.bits, inputs)
         zeros = unpack_words(read["qzeros"], self.bits, outs).t()
         scales = read["scales"].t().contiguous()
-        zeros = zeros.to(scales.dtype) + (0 if self.second else 1)
+        if not self.second:
+            zeros = (zeros + 1) & ((1 << self.bits) - 1)  # of zero 0 one less is the highest
+        zeros = zeros.to(scales.dtype)
         order = group_order(read.get("g_idx"), group, inputs)
         if order is not None:
             values = values[:, order]
         middle = self.bits in (4, 8) and bool((zeros == 1 << (self.bits - 1)).all())
-        return GroupWeights.make(
-            values, scales, None if middle else zeros, bits=self.bits, group=group, order=order
-        )
+        return GroupWeights.make(values, scales, None if middle else zeros, bits=self.bits, group=group, order=order)
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,12 +32,14 @@ class Piece:
         optional: there are checkpoints without it.
         flat: any shape of as many elements will do, as [n] and [n, 1]; it arrives in the shape of `size`, if that
             leaves nothing open.
+        random: the shape of a random one, where `size` leaves it open or it is optional.
     """
 
     size: Size
     dtypes: tuple[torch.dtype, ...]
     optional: bool = False
     flat: bool = False
+    random: Size | None = None
 
 
 class Pieces:
@@ -121,10 +123,11 @@ class Pieces:
 
     def fill_with_random(self, generator: torch.Generator) -> None:
         """Numbers of about the size that weights have, in every tensor that must be there."""
-        for part, suffix in self.missing(set()):
-            piece, size = self.piece(part, suffix), self.shape(part, suffix)
-            assert piece is not None
-            shape = tuple(1 if n is None else n for n in size)
+        pieces = [(part, *item) for part, wanted in enumerate(self._wanted) for item in wanted.items()]
+        for part, suffix, piece in pieces:
+            if piece.optional and piece.random is None:
+                continue
+            shape = tuple(n or 1 for n in (piece.random or piece.size)(self.outs(part), self._inputs))
             to = self.place(part, suffix, shape, piece.dtypes[0])
             if to.dtype in (torch.int32, torch.int64, torch.int8, torch.uint8):
                 low, high = (0, 256) if to.dtype == torch.uint8 else (-127, 128)

@@ -1,9 +1,9 @@
 """Whether a checkpoint is quantized, and how: what its config files say.
 
-    config.json            quantization_config, also inside text_config; or compression_config
-    hf_quant_config.json   ModelOpt
-    quantize_config.json   GPTQ, older AWQ
-    quant_config.json      older AWQ, SqueezeLLM
+config.json            quantization_config, also inside text_config; or compression_config
+hf_quant_config.json   ModelOpt
+quantize_config.json   GPTQ, older AWQ
+quant_config.json      older AWQ, SqueezeLLM
 """
 
 from __future__ import annotations

@@ -60,7 +60,12 @@ def _sparse(read: Read, outs: int, inputs: int) -> tuple[torch.Tensor | None, to
             raise FormatError("it has vals, but not both rows and cols")
         rows, cols = read["rows"].long(), read["cols"].long()
         counts = rows.diff()
-        if len(cols) != len(read["vals"]) or int(rows[0]) != 0 or int(rows[-1]) != len(cols) or bool((counts < 0).any()):
+        if (
+            len(cols) != len(read["vals"])
+            or int(rows[0]) != 0
+            or int(rows[-1]) != len(cols)
+            or bool((counts < 0).any())
+        ):
             raise FormatError("rows, cols and vals do not make a sparse matrix")
         if len(cols) and not 0 <= int(cols.min()) <= int(cols.max()) < inputs:
             raise FormatError(f"cols are not all below {inputs}")
@@ -108,4 +113,6 @@ def read(fields: Fields) -> SqueezeLLMFormats:
     Raises:
         ConfigError: neither 3 nor 4 bits.
     """
-    return SqueezeLLMFormats(SqueezeLLM(one_of(fields, ("wbits", "bits"), (3, 4), 4)), Skips.read(fields, "modules_to_not_convert"))
+    return SqueezeLLMFormats(
+        SqueezeLLM(one_of(fields, ("wbits", "bits"), (3, 4), 4)), Skips.read(fields, "modules_to_not_convert")
+    )

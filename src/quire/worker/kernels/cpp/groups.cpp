@@ -28,7 +28,8 @@ INLINE Inputs from_row(const Groups &job, const Inputs &all, int64_t row) {
   return {all.bytes + row * (job.in / 4), all.scales + row * groups, all.sums + row * groups};
 }
 
-template <class T> static void lay_out(const Groups &job, int64_t first, int rows, const Inputs &to) {
+template <class T>
+static __attribute__((noinline)) void lay_out(const Groups &job, int64_t first, int rows, const Inputs &to) {
   float *chosen = job.order ? (float *)__builtin_alloca(job.group * sizeof(float) + 64) : 0;
   for (int row = 0; row < rows; row++) {
     const T *x = (const T *)job.x + (first + row) * job.in;
