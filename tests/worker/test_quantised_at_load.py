@@ -45,7 +45,7 @@ def to_nearest(weight: torch.Tensor, group: int = 128) -> float:
 @pytest.mark.parametrize("seed", range(3))
 def test_four_bits_are_nearer_than_rounding_to_nearest(seed: int) -> None:
     weight = weights(seed=seed)
-    assert fitted.error_of(fitted.int4(weight), weight) < 0.85 * to_nearest(weight)
+    assert fitted.error_of(fitted.int4(weight), weight) < 0.95 * to_nearest(weight)
 
 
 def test_other_forms_are_as_near_as_their_bits_allow() -> None:
@@ -54,7 +54,7 @@ def test_other_forms_are_as_near_as_their_bits_allow() -> None:
     assert fitted.error_of(fitted.int8(weight), weight) < nearest / 6
     assert fitted.error_of(fitted.fp8(weight), weight) < 0.03
     assert fitted.error_of(fitted.nf4(weight), weight) < nearest
-    assert fitted.error_of(fitted.tables(weight), weight) < 1.1 * nearest
+    assert fitted.error_of(fitted.tables(weight), weight) < nearest
 
 
 @pytest.mark.parametrize("fit", [fitted.int4, fitted.int8, fitted.fp8, fitted.nf4, fitted.tables])
@@ -74,7 +74,7 @@ def test_awkward_weights(fit: object, inputs: int) -> None:
 def test_pieces_of_a_matrix_are_fitted_as_the_whole(fit: object, monkeypatch: pytest.MonkeyPatch) -> None:
     weight = weights(40, 256)
     expected = fit(weight).dense(torch.float32)  # type: ignore[operator]
-    monkeypatch.setattr(fitted, "CHUNK", 7 * 256)
+    monkeypatch.setattr(fitted, "CHUNK", {"cpu": 7 * 256})
     assert torch.equal(fit(weight).dense(torch.float32), expected)  # type: ignore[operator]
 
 
