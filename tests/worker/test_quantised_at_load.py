@@ -20,6 +20,7 @@ from quire.worker.kernels.native import NativeKernels
 from quire.worker.layers.experts import ExpertStack
 from quire.worker.layers.linear import Linear
 from quire.worker.quantization import fitted
+from quire.worker.quantization.packed import PackedWeights
 
 NAMES = ["awq", "gptq", "squeezellm", "bitsandbytes", "fp8"]
 TEXT = [(7 * i * i + 3 * i) % 500 for i in range(40)]
@@ -100,6 +101,19 @@ def test_perplexity_of_held_out_text(name: str, limit: float) -> None:
     plain = perplexity(Driver(model_path(), num_blocks=2000), texts)
     driver = Driver(model_path(), num_blocks=2000, quantization=name)
     assert perplexity(driver, texts) / plain - 1 < limit
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("family", ["llama2", "llama32"])
+def test_the_head_of_4_bit_models_has_8_on_cpus(family: str, tmp_path: Path) -> None:
+    """Tied or not; other forms leave it."""
+    checkpoints.write(family, tmp_path)
+    library = native.library()
+    how = {"scheme": PackedWeights(library), "kernels": NativeKernels(library), "dtype": torch.bfloat16}
+    model = Driver(tmp_path, quantization="awq", **how).model
+    assert model.lm_head.weight.dtype == (torch.int8 if library.fast_int8 else torch.bfloat16)
+    assert model.model.embed_tokens.weight.dtype == torch.bfloat16
+    assert Driver(tmp_path, quantization="fp8", **how).model.lm_head.weight.dtype == torch.bfloat16
 
 
 @pytest.mark.native

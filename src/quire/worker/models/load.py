@@ -20,7 +20,7 @@ from quire.worker.models.quantized import KV_SCALES, note_kv_cache, settle
 from quire.worker.models.registry import find_class, unknown
 from quire.worker.quantization.format import Formats
 from quire.worker.quantization.recognise import recognise
-from quire.worker.quantization.select import made_at_load
+from quire.worker.quantization.select import head_scheme, made_at_load
 from quire.worker.quantization.stored import Later
 
 log = logging.getLogger("quire.engine")
@@ -57,7 +57,8 @@ def load_model(
     is_dummy = config.load_format == "dummy"
     if formats is not None:
         rules = (KV_SCALES, *rules)
-        num = settle(model, rules, formats, build.scheme, None if is_dummy or stored is None else folder)
+        head = head_scheme(formats, build.scheme)
+        num = settle(model, rules, formats, build.scheme, head, None if is_dummy or stored is None else folder)
         log.info("%d layers are quantized: %s%s.", num, formats.summary, "" if stored else ", made while loading")
         note_kv_cache(facts.config)
     if stored is not None or config.quantization is not None:

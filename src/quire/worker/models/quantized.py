@@ -32,7 +32,9 @@ KV_SCALES = SkipEnds(("k_scale", "v_scale", "q_scale", "kv_scale", "prob_scale",
 Stored_ = Mapping[tuple[str, int | None], torch.dtype | None]
 
 
-def settle(model: nn.Module, rules: Sequence[Rule], formats: Formats, plain: Scheme, folder: Path | None) -> int:
+def settle(
+    model: nn.Module, rules: Sequence[Rule], formats: Formats, plain: Scheme, head: Scheme, folder: Path | None
+) -> int:
     """Give every layer its scheme; the number of those that are quantized.
 
     Args:
@@ -40,13 +42,14 @@ def settle(model: nn.Module, rules: Sequence[Rule], formats: Formats, plain: Sch
         rules: its weight map.
         formats: what is said of modules by their names in the checkpoint.
         plain: of layers that are not quantized.
+        head: of the output head, if that is not quantized.
         folder: the checkpoint whose tensors decide; None: the lists do.
     """
     present = None if folder is None else _present(folder, rules)
     num = 0
     for name, module in model.named_modules():
         if isinstance(module, TiedHead):
-            module.settle(plain)
+            module.settle(head)
         if not isinstance(module, Linear | ExpertStack):
             continue
         found = _formats(name, len(module.out_parts), rules, formats, present)
@@ -54,8 +57,13 @@ def settle(model: nn.Module, rules: Sequence[Rule], formats: Formats, plain: Sch
             num += 1
             module.settle(Stored(found))
         else:
-            module.settle(None if isinstance(module, ExpertStack) else plain)  # type: ignore[arg-type]
+            other = head if _is_head(name) else plain
+            module.settle(None if isinstance(module, ExpertStack) else other)  # type: ignore[arg-type]
     return num
+
+
+def _is_head(name: str) -> bool:
+    return name.rpartition(".")[2] == HEAD
 
 
 def _formats(
@@ -68,7 +76,7 @@ def _formats(
         module = original(Target(f"{name}.weight", index), rules).removesuffix(".weight")
         made = formats.of(module)
         if present is None:
-            found.append(made if name.rpartition(".")[2] != HEAD or formats.head() else None)
+            found.append(made if formats.head() or not _is_head(name) else None)
             continue
         made = made or formats.of("")  # the lists may say otherwise, the tensors decide
         there = made is not None and any(

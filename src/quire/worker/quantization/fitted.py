@@ -220,9 +220,10 @@ class FittedFormats:
         return False
 
 
+FOUR_BITS = "4 bits in groups of 128, whose scales and zeros are searched, without any data"
 FITS: dict[str, Fitted] = {
-    "awq": Fitted("4 bits in groups of 128 (awq asked for: no data is used, zeros and scales are searched)", int4),
-    "gptq": Fitted("4 bits in groups of 128 (gptq asked for: no data is used, zeros and scales are searched)", int4),
+    "awq": Fitted(FOUR_BITS, int4),
+    "gptq": Fitted(FOUR_BITS, int4),
     "int8": Fitted("8 bits, a scale per output", int8),
     "fp8": Fitted("fp8, a scale per output", fp8),
     "bitsandbytes": Fitted("nf4, a scale per 64 weights", nf4),

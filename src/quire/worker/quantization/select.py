@@ -26,6 +26,13 @@ def select_scheme(name: str | None, device: torch.device, library: NativeLibrary
     return Unquantized() if library is None else PackedWeights(library)
 
 
+def head_scheme(formats: Formats, plain: Scheme) -> Scheme:
+    """Of an output head that no format is about: 8 bits on CPUs, where whole numbers of 4 bits are made and int8 is
+    fast, for the head is a large part of what a step reads there; else what other plain layers have."""
+    fast = isinstance(plain, PackedWeights) and plain.library.fast_int8
+    return Int8Weights(plain.library) if fast and formats == FittedFormats(FITS["awq"]) else plain  # type: ignore[attr-defined]
+
+
 def made_at_load(name: str | None, scheme: Scheme) -> Formats | None:
     """What --quantization makes of a checkpoint that is not quantized; None: the scheme sees to it, or nothing is made.
 
