@@ -42,8 +42,11 @@ class FailingWorker(FakeWorker):
         self._bad_rows: set[int] = set()
         self._where: str | None = None
         self.num_failed = 0
+        self.num_after_failure = 0
+        self._failed = False
 
     def forward(self, plan: StepPlan) -> None:
+        self.num_after_failure += self._failed
         self.num_steps = plan.step  # those that failed count for the scheduler, too
         for new in plan.new_rows:
             (self._bad_rows.add if new.params.seed == 13 else self._bad_rows.discard)(new.row)
@@ -59,6 +62,7 @@ class FailingWorker(FakeWorker):
         if self._where == where:
             self._where = None
             self.num_failed += 1
+            self._failed = True
             raise ValueError("a bad request") if bad or self._random.random() < 0.7 else NoMemory
 
     def sample(self, plan: StepPlan, masks: dict[int, bytes]) -> object:
@@ -70,6 +74,7 @@ class FailingWorker(FakeWorker):
 
     def judge(self, error: Exception) -> str:
         self._where = None
+        self._failed = False
         return "memory" if isinstance(error, NoMemory) else "step"
 
 
@@ -147,6 +152,7 @@ def test_only_who_is_to_blame_ends(chunk: int, monkeypatch: pytest.MonkeyPatch) 
             schedule.run(Random(seed).randint(1, 12))
         except Exception as error:
             raise AssertionError(f"seed {seed}") from error
+        assert not schedule.worker.num_after_failure, "a step ran on the tables that a failed one left"
         num_failed += schedule.worker.num_failed
         num_bad += len(schedule.bad)
     assert num_failed > num_bad > SCHEDULES / 40, "nothing was tested"

@@ -126,6 +126,7 @@ def write(
     config_class, model_class, choices = FAMILIES[family]
     torch.manual_seed(seed)
     model = model_class(config_class(**{**SIZES, **choices, **overrides})).eval()
+    model.set_attn_implementation("eager")  # some versions leave soft caps out of the others
     with torch.no_grad():  # transformers starts norms at 1 and biases at 0, which would hide mistakes
         for name, param in model.named_parameters():
             if param.dim() == 1:

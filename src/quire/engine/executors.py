@@ -111,20 +111,23 @@ class ThreadExecutor:
 
     `settle` returns when the step's forward is done and sampling has begun. So the next step is planned as late as
     possible, with every request that arrived meanwhile, and results are committed and sent while it already runs.
+
+    After a call that failed nothing else runs until `judge`: a later step counts on the tables that it would have left.
     """
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         self._forward: Future[None] | None = None
+        self._error: BaseException | None = None
 
     def forward(self, plan: StepPlan) -> None:
         """Launch."""
-        self._forward = self._call(self._worker.forward, plan)
+        self._forward = self._call(self._unless_failed, self._worker.forward, plan)
 
     def sample(self, plan: StepPlan, masks: Masks) -> Pending:
         """Launch."""
-        return _ThreadPending(self._call(self._sample, self._forward, plan, masks))
+        return _ThreadPending(self._call(self._unless_failed, self._worker.sample, plan, masks))
 
     def settle(self) -> None:
         """Wait for the forward; whether it went well shows when its results are fetched."""
@@ -137,7 +140,7 @@ class ThreadExecutor:
 
     def judge(self, error: Exception) -> Trouble:
         """Ask the worker, after all that was launched."""
-        trouble: Trouble = self._call(self._worker.judge, error).result()
+        trouble: Trouble = self._call(self._judge, error).result()
         return trouble
 
     def close(self) -> None:
@@ -153,11 +156,18 @@ class ThreadExecutor:
             except BaseException as error:  # noqa: BLE001 - whoever waits for the future raises it
                 future.set_exception(error)
 
-    def _sample(self, forward: Future[None] | None, plan: StepPlan, masks: Masks) -> Pending:
-        """Nothing is sampled after a forward that failed."""
-        if forward is not None:
-            forward.result()
-        return self._worker.sample(plan, masks)
+    def _unless_failed(self, function: Callable[..., Any], *args: Any) -> Any:
+        if self._error is not None:
+            raise self._error
+        try:
+            return function(*args)
+        except BaseException as error:
+            self._error = error
+            raise
+
+    def _judge(self, error: Exception) -> Trouble:
+        self._error = None
+        return self._worker.judge(error)
 
     def _call(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
         future: Future[Any] = Future()

@@ -122,9 +122,8 @@ class _Serving:
 
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload_keys)
         supervisor = Supervisor(client, self._config.max_restarts, fleet.tell)
-        serving: asyncio.Task[None] = asyncio.create_task(_forever())
-        if not self._config.reuse_port:  # else the port is another server's until the model is loaded
-            serving = api.start(self._metrics_sock)
+        late = self._config.reuse_port  # until the model is loaded the port is another server's
+        serving = asyncio.create_task(_forever()) if late else api.start(self._metrics_sock)
         stopping = asyncio.create_task(self._stopping.wait())
         ended: asyncio.Task[str] = asyncio.create_task(_forever())  # type: ignore[arg-type]
         loading = asyncio.create_task(self._load(api, fleet))
@@ -134,7 +133,7 @@ class _Serving:
             await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if loading.done():
                 loading.result()
-                if self._config.reuse_port:
+                if late:
                     serving = api.start(self._metrics_sock)
                     tasks.append(serving)
                 self._announce(client)

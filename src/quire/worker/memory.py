@@ -129,12 +129,12 @@ class GpuBudget:
     """
 
     def __init__(self, index: int, utilization: float) -> None:
-        self._others = _nvml_used_bytes(index)
+        held = _nvml_held_bytes(index)
         free, total = torch.cuda.mem_get_info(index)
+        # NVML counts what the driver keeps for itself, as used and in its total; CUDA's total is without.
+        self._others = max(0, held.used - (held.total - total)) if held is not None else 0
         self._index = index
         self._share = int(utilization * total)
-        if self._others is None:
-            self._others = 0
         if free < self._share - total * 0.02 - (1 << 29):
             fits = math.floor(free / total * 100) / 100
             raise ConfigError(
@@ -148,7 +148,7 @@ class GpuBudget:
         A little is kept for what comes later.
         """
         free, total = torch.cuda.mem_get_info(self._index)
-        used = total - free - (self._others or 0)
+        used = total - free - self._others
         return min(self._share - used, free) - KERNEL_BYTES - CUT_BYTES
 
     def enforce(self, later_bytes: int) -> None:
@@ -158,25 +158,25 @@ class GpuBudget:
             later_bytes: that the driver may take yet for graphs.
         """
         free, total = torch.cuda.mem_get_info(self._index)
-        outside_torch = total - free - torch.cuda.memory_reserved(self._index) - (self._others or 0)
+        outside_torch = total - free - torch.cuda.memory_reserved(self._index) - self._others
         left = self._share - outside_torch - later_bytes - KERNEL_BYTES
         torch.cuda.set_per_process_memory_fraction(max(0.0, left / total), self._index)
 
 
-def _nvml_used_bytes(index: int) -> int | None:
-    """Memory in use on the GPU before this process touches it, or None if NVML cannot tell."""
+class _NvmlMemory(ctypes.Structure):
+    _fields_ = [("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong)]
 
-    class Memory(ctypes.Structure):
-        _fields_ = [("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong)]
 
+def _nvml_held_bytes(index: int) -> _NvmlMemory | None:
+    """Memory of the GPU before this process touches it, or None if NVML cannot tell."""
     try:
         nvml = ctypes.CDLL("libnvidia-ml.so.1")
-        handle, memory = ctypes.c_void_p(), Memory()
+        handle, memory = ctypes.c_void_p(), _NvmlMemory()
         nvml.nvmlInit_v2()
         bus = torch.cuda.get_device_properties(index)
         pci = f"{bus.pci_domain_id:08X}:{bus.pci_bus_id:02X}:{bus.pci_device_id:02X}.0".encode()
         failed = nvml.nvmlDeviceGetHandleByPciBusId_v2(pci, ctypes.byref(handle))
         failed = failed or nvml.nvmlDeviceGetMemoryInfo(handle, ctypes.byref(memory))
-        return None if failed else int(memory.used)
+        return None if failed else memory
     except (OSError, AttributeError):
         return None

@@ -17,6 +17,15 @@ def _tanh(x):
 
 
 @triton.jit
+def soft_capped(x, cap):
+    """cap * tanh(x / cap) in float32. By the sigmoid alone small x would keep few digits."""
+    u = x / cap
+    square = u * u
+    near = u * (1 + square * (-0.333333333 + square * (0.133333333 - square * 0.0539682540)))
+    return cap * tl.where(square < 0.04, near, 2 * tl.sigmoid(2 * u) - 1)
+
+
+@triton.jit
 def _activate(x, KIND: tl.constexpr):
     if KIND == "silu":
         y = x * tl.sigmoid(x)

@@ -19,6 +19,7 @@ import torch
 import triton
 import triton.language as tl
 
+from quire.worker.kernels.activation import soft_capped
 from quire.worker.kernels.launch import dependent_launch, next_power_of_2, padded
 
 NEGATIVE = tl.constexpr(-1.0e30)
@@ -130,7 +131,7 @@ def _take_in(
     seen = (position >= low) & (position < high)
     scores = tl.dot(queries, keys, input_precision=PRECISION) * scale
     if SOFT_CAP:
-        scores = soft_cap * (2 * tl.sigmoid(2 * scores / soft_cap) - 1) * 1.4426950408889634
+        scores = soft_capped(scores, soft_cap) * 1.4426950408889634
     scores = tl.where(seen[None, :], scores, NEGATIVE)
     new_most = tl.maximum(most, tl.max(scores, 1))
     weights = tl.where(seen[None, :], tl.exp2(scores - new_most[:, None]), 0.0)

@@ -98,6 +98,12 @@ class TritonKernels:
         """torch's."""
         return F.embedding(ids, weight)
 
+    def route(
+        self, logits: torch.Tensor, k: int, rescale: bool, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """One kernel."""
+        return experts.route(logits, k, rescale, dtype)
+
     def experts(
         self,
         x: torch.Tensor,

@@ -90,6 +90,15 @@ class PlainKernels:
         gate, up = x.chunk(2, dim=-1)
         return ACTIVATIONS[kind](gate).mul_(up)
 
+    def route(
+        self, logits: torch.Tensor, k: int, rescale: bool, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """torch's, in float32."""
+        shares, chosen = logits.softmax(-1, dtype=torch.float32).topk(k, dim=-1)
+        if rescale:
+            shares = shares / shares.sum(-1, keepdim=True)
+        return chosen, shares.to(dtype)
+
     def experts(
         self,
         x: torch.Tensor,

@@ -15,6 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
+from quire.worker.kernels.activation import soft_capped
 from quire.worker.kernels.launch import dependent_launch, next_power_of_2
 
 NEGATIVE = tl.constexpr(-1.0e30)
@@ -39,7 +40,7 @@ def _tile(
         keys = tl.load(kv + at[None, :] + dim[:, None])
     scores = tl.dot(queries, keys, input_precision=PRECISION) * scale
     if SOFT_CAP:
-        scores = soft_cap * (2 * tl.sigmoid(2 * scores / soft_cap) - 1) * 1.4426950408889634
+        scores = soft_capped(scores, soft_cap) * 1.4426950408889634
     if MASK:
         seen = (key[None, :] <= positions[:, None]) & there[None, :]
         if WINDOW:

@@ -65,6 +65,14 @@ class Kernels(Protocol):
     def embed(self, ids: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """Lines of weight [vocab, hidden] by ids [tokens]."""
 
+    def route(
+        self, logits: torch.Tensor, k: int, rescale: bool, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The k largest of softmax(logits [tokens, num]): which [tokens, k], and how large [tokens, k].
+
+        rescale: the k sum to one.
+        """
+
     def experts(
         self,
         x: torch.Tensor,

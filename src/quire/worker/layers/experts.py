@@ -96,14 +96,11 @@ class Router(nn.Module):
     def __init__(self, hidden_size: int, num: int, k: int, build: Build, *, rescale: bool) -> None:
         super().__init__()
         self.weight = parameter((num, hidden_size), dtype=build.dtype, device=build.device)
-        self.k, self.rescale = k, rescale
+        self.k, self.rescale, self._kernels = k, rescale, build.kernels
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """x [tokens, hidden] -> chosen, weights [tokens, k]."""
-        shares, chosen = F.linear(x, self.weight).softmax(-1, dtype=torch.float32).topk(self.k, dim=-1)
-        if self.rescale:
-            shares = shares / shares.sum(-1, keepdim=True)
-        return chosen, shares.to(x.dtype)
+        return self._kernels.route(F.linear(x, self.weight), self.k, self.rescale, x.dtype)
 
 
 class SharedExpert(GatedMLP):
