@@ -11,7 +11,7 @@ from quire.worker.kernels import float_product, group_product
 from quire.worker.kernels.fused import TritonKernels
 from quire.worker.kernels.group_product import GroupTiles
 from quire.worker.kernels.plain import PlainKernels
-from quire.worker.kernels.weights import FloatWeights, GroupWeights, PlainWeights, TableWeights
+from quire.worker.kernels.weights import FloatWeights, GroupWeights, PlainWeights, TableWeights, widened
 
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
@@ -129,3 +129,15 @@ def test_experts() -> None:
     )
     expected = plain.kept_experts(x, (gate_up,), (down,), chosen, weights, "silu", 4)
     assert torch.allclose(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_fp8_is_widened_on_cpus_as_torch_does() -> None:
+    codes = torch.arange(256, dtype=torch.uint8)
+    codes[[0x7F, 0xFF]] = 0  # NaN
+    q = codes.view(torch.float8_e4m3fn)
+    assert torch.equal(widened(q).view(torch.int16), q.bfloat16().view(torch.int16))
+    weights, x = floats(40, 64, None), draw(5, 64, seed=2).bfloat16()
+    bias = draw(40, seed=3).bfloat16()
+    expected = x.float() @ weights.dense(torch.float32).T + bias.float()
+    found = PlainKernels().product(x, weights, bias).float()
+    assert float((found - expected).norm() / expected.norm()) < 6e-3

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from quire.worker.kernels.weights import AnyWeights
+from quire.worker.kernels.weights import AnyWeights, FloatWeights, widened
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "silu": F.silu,
@@ -43,6 +43,9 @@ class PlainKernels:
 
     def product(self, x: torch.Tensor, kept: Any, bias: torch.Tensor | None) -> torch.Tensor:
         """The matrix for as long as it is multiplied by."""
+        if isinstance(kept, FloatWeights) and kept.is_per_output and x.dtype == torch.bfloat16:
+            made = (F.linear(x, widened(kept.q)).float() * kept.scales[:, 0]).to(x.dtype)
+            return made if bias is None else made + bias
         return F.linear(x, kept.dense(x.dtype), bias)
 
     def gated_product(self, x: torch.Tensor, kept: Any, bias: torch.Tensor | None, kind: str) -> torch.Tensor:
