@@ -110,7 +110,7 @@ def wait_until_healthy(port: int, process: subprocess.Popen[bytes]) -> None:
             raise SystemExit("the server did not start")
         try:
             with socket.create_connection(("127.0.0.1", port), timeout=1) as sock:
-                sock.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+                sock.sendall(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
                 if b" 200 " in sock.recv(4096):
                     return
         except OSError:
@@ -122,7 +122,8 @@ def wait_until_healthy(port: int, process: subprocess.Popen[bytes]) -> None:
 def post(path: str, body: dict[str, object]) -> bytes:
     """A request as bytes."""
     data = json.dumps({"model": "m", **body}).encode()
-    head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(data)}\r\n\r\n"
+    head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+    head += f"content-length: {len(data)}\r\n\r\n"
     return head.encode() + data
 
 
@@ -303,7 +304,7 @@ def request_cases(folder: Path, flags: list[str], seconds: float, concurrency: i
     long_text = text_of(folder, 512)
     long_chat = {"messages": [{"role": "user", "content": long_text}]}
     cases = [
-        ("GET /health", b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"),
+        ("GET /health", b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n"),
         ("completions, 12 tokens in, 1 out", post("/v1/completions", {**_TEXT, "max_tokens": 1})),
         ("completions, 12 in, 8 out, stream", post("/v1/completions", {**_TEXT, "max_tokens": 8, "stream": True})),
         ("chat, 12 in, 1 out", post("/v1/chat/completions", {**_CHAT, "max_tokens": 1})),

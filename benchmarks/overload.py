@@ -3,6 +3,7 @@
     python benchmarks/overload.py                    the demo model, on this machine's CPU
     python benchmarks/overload.py --requests 20000   the long form
     python benchmarks/overload.py --fair             two keys: what a heavy user does to a light one
+    python benchmarks/overload.py --model FOLDER     a larger one: refusals take less of the cores it computes on
 
 Finds the peak first: closed loops of several sizes, completions per second. Then requests arrive at random (Poisson) at
 a multiple of it. Every answer must be 200 or 429 with retry-after; figures are printed as one JSON line each.
@@ -27,7 +28,8 @@ from pathlib import Path
 from typing import Any
 
 PROMPT = "Once upon a time there was a small town by the sea, and in it lived"
-MAX_TOKENS = 24
+SHORTEST, LONGEST = 16, 32
+"""New tokens of a request: of many lengths, or all would run in step, with one prefill for eight of them."""
 ROWS = 8
 QUEUE = 16
 QUEUE_SECONDS = 5.0
@@ -36,12 +38,13 @@ QUEUE_SECONDS = 5.0
 class Server:
     """A running `quire serve` with a short line; a context."""
 
-    def __init__(self, *flags: str) -> None:
+    def __init__(self, model: str, *flags: str) -> None:
         with socket.socket() as sock:
             sock.bind(("127.0.0.1", 0))
             self.port = sock.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        command = [sys.executable, "-m", "quire", "serve", "--port", str(self.port), "--max-num-seqs", str(ROWS)]
+        command = [sys.executable, "-m", "quire", "serve", model, "--port", str(self.port)]
+        command += ["--max-num-seqs", str(ROWS)]
         command += ["--max-num-queued-reqs", str(QUEUE), "--max-queue-time", str(QUEUE_SECONDS), *flags]
         self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=dict(os.environ))
 
@@ -78,9 +81,10 @@ class Answer:
         self.status, self.first, self.ended, self.polite = 0, 0.0, 0.0, True
 
 
-async def ask(port: int, key: str = "", max_tokens: int = MAX_TOKENS) -> Answer:
+async def ask(port: int, key: str = "", max_tokens: int | None = None) -> Answer:
     """One streamed request on a connection of its own, read with as little work as can be."""
     answer, started = Answer(), time.perf_counter()
+    max_tokens = max_tokens or random.randint(SHORTEST, LONGEST)
     words = {"prompt": f"{PROMPT} {random.random()}", "max_tokens": max_tokens, "stream": True, "ignore_eos": True}
     body = json.dumps(words).encode()
     head = f"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\nconnection: close\r\n"
@@ -134,9 +138,9 @@ def quantile(values: list[float], q: float) -> float:
     return round(ordered[min(int(q * len(ordered)), len(ordered) - 1)], 4) if ordered else 0.0
 
 
-def overload(requests: int, factor: float) -> dict[str, Any]:
+def overload(model: str, requests: int, factor: float) -> dict[str, Any]:
     """R1: four times what fits."""
-    with Server() as server:
+    with Server(model) as server:
         asyncio.run(closed_loop(server.port, ROWS, 4))
         peak = max(asyncio.run(closed_loop(server.port, clients, 8)) for clients in (ROWS, ROWS + QUEUE // 2))
         before = server.memory_mib()
@@ -192,12 +196,12 @@ async def beside(port: int, key: str, heavy: str, count: int, clients: int) -> l
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def fair(count: int) -> dict[str, Any]:
+def fair(model: str, count: int) -> dict[str, Any]:
     """A light user alone at the load that is his share, beside a heavy one, and as one key with him."""
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         file.write("- {name: light, key: l}\n- {name: heavy, key: h}\n")
         file.flush()
-        with Server("--api-key-file", file.name) as server:
+        with Server(model, "--api-key-file", file.name) as server:
             alone = asyncio.run(light_user(server.port, "l", count))
             full = asyncio.run(beside(server.port, "l", "l", count, ROWS // 2))
             heavy = asyncio.run(beside(server.port, "l", "h", count, 3 * ROWS))
@@ -214,11 +218,12 @@ def fair(count: int) -> dict[str, Any]:
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="demo")
     parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--factor", type=float, default=4.0)
     parser.add_argument("--fair", action="store_true")
     args = parser.parse_args()
-    found = fair(60) if args.fair else overload(args.requests, args.factor)
+    found = fair(args.model, 60) if args.fair else overload(args.model, args.requests, args.factor)
     print(json.dumps(found))
 
 

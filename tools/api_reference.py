@@ -31,8 +31,8 @@ same at `/docs` (a page) and `/openapi.json`.
 - Errors are `{{"error": {{"message", "type", "param", "code"}}}}`, with the field in `param`. 400 what cannot be served
   as written (a field given twice, too), 401 without a key where keys are set, 403 with one that is
   for other routes, 404 no such route or model, 405 wrong
-  method, 408 too slow, 413 body over {MAX_BODY_BYTES >> 20} MiB, 415 not JSON in UTF-8, 431 headers over
-  {MAX_HEADER_BYTES >> 10} KiB or more than {MAX_HEADERS}, 500 an error of
+  method, 408 too slow, 413 body over {MAX_BODY_BYTES >> 20} MiB (and [what pictures may have](multimodal.md)), 415 not
+  JSON in UTF-8, 431 headers over {MAX_HEADER_BYTES >> 10} KiB or more than {MAX_HEADERS}, 500 an error of
   ours (the log has it under `x-request-id`), 429 with `retry-after` when the queue is full or a key at its limit, 503
   with `retry-after` while loading or stopping, 504 not begun or not done in time. In a stream that has
   begun an error is an event, and `[DONE]` does not come.

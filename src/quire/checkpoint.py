@@ -1,4 +1,4 @@
-"""Where a checkpoint lies, and what its JSON files say. No torch, and nothing of a checkpoint is ever imported.
+"""What the JSON files of a checkpoint say. No torch, and nothing of a checkpoint is ever imported.
 
     config.json               what the model is: architecture, sizes, rope           required
     generation_config.json    how its makers sample from it                          optional
@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,102 +18,9 @@ from typing import Any, NoReturn
 
 from quire.errors import ConfigError
 
-DEMO = "demo"
-"""Names the model inside the package; a folder of that name is ./demo."""
-
 MAX_JSON_BYTES = 64 << 20
 MAX_SIZE = 1 << 31
 """No size in a config (vocabulary, width, positions) reaches this."""
-
-_JSON_AND_TOKENIZER = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
-_NEVER = ["*/*", "consolidated*", "*.bin", "*.pt", "*.pth"]
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
-
-# ---------------------------------------------------------------------------------------------------------------
-# where it is
-
-
-def resolve(name: str, revision: str | None = None, *, weights: bool) -> Path:
-    """The local folder of a model, after downloading it if its name is one of the Hugging Face Hub.
-
-    Args:
-        name: 'demo', a folder, or a Hub name ('owner/model'). A folder that exists costs no network call.
-        revision: branch, tag or commit on the Hub; the same one for every file.
-        weights: also fetch the weights; False fetches configuration and tokenizer only.
-
-    Raises:
-        ConfigError: no such folder, not on the Hub, no access, or offline.
-    """
-    if name == DEMO:
-        from quire.demo import model_path
-
-        return Path(model_path())
-    folder = Path(name).expanduser() if name.startswith("~") else Path(name)
-    if _exists(folder) and name:
-        if not folder.is_dir():
-            raise ConfigError(f"Model {name!r} is a file; give the folder that holds config.json and *.safetensors.")
-        return folder
-    if _is_path(name):
-        raise ConfigError(f"Model {name!r}: no such folder.")
-    if not _HUB_NAME.fullmatch(name):
-        raise ConfigError(f"Model {name!r} is neither a folder here nor a Hugging Face name like 'owner/model'.")
-    return _download(name, revision, weights)
-
-
-def _exists(folder: Path) -> bool:
-    try:
-        return folder.exists()
-    except (OSError, ValueError):  # too long, or a zero byte in it
-        return False
-
-
-def _is_path(name: str) -> bool:
-    """Whether a name that does not exist was meant as a folder."""
-    return name.startswith(("/", ".", "~")) or "\\" in name or name.count("/") > 1 or _exists(Path(name.split("/")[0]))
-
-
-def _download(name: str, revision: str | None, weights: bool) -> Path:
-    from huggingface_hub import snapshot_download
-
-    token = os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN") or None
-    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
-    patterns = [*_JSON_AND_TOKENIZER, *(["*.safetensors"] if weights else [])]
-    try:
-        return Path(
-            snapshot_download(
-                name,
-                revision=revision,
-                token=token,
-                local_files_only=offline,
-                allow_patterns=patterns,
-                ignore_patterns=_NEVER,
-            )
-        )
-    except Exception as error:  # noqa: BLE001 - whatever goes wrong on the way there, the user gets one sentence
-        _explain(error, name, revision, offline)
-
-
-def _explain(error: Exception, name: str, revision: str | None, offline: bool) -> NoReturn:
-    from huggingface_hub import errors
-
-    if isinstance(error, errors.GatedRepoError):
-        reason = "is gated on the Hugging Face Hub: accept its terms there and set HF_TOKEN"
-    elif isinstance(error, errors.RepositoryNotFoundError):
-        reason = "is neither a folder here nor a model on the Hugging Face Hub (a private one needs HF_TOKEN)"
-    elif isinstance(error, errors.RevisionNotFoundError):
-        reason = f"has no revision {revision!r} on the Hugging Face Hub; see --revision"
-    elif offline:
-        reason = "is not a folder here nor in the local Hugging Face cache, and HF_HUB_OFFLINE is set"
-    elif isinstance(error, errors.LocalEntryNotFoundError | ConnectionError):
-        reason = "is not a folder here nor in the local Hugging Face cache, and the Hub cannot be reached"
-    else:
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        reason = f"cannot be fetched from the Hugging Face Hub: {first_line}"
-    raise ConfigError(f"Model {name!r} {reason}.") from error
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# what it says
 
 _REQUIRED: Any = object()
 POSITION_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
@@ -250,33 +155,62 @@ class ModelFacts:
     config: Fields
 
 
-def read_facts(folder: Path) -> ModelFacts:
+def read_facts(folder: Path, overrides: Mapping[str, Any] | None = None) -> ModelFacts:
     """Read a checkpoint's configuration.
+
+    Args:
+        folder: the checkpoint.
+        overrides: keys of config.json that have other values (--hf-overrides); objects go into objects.
 
     Raises:
         ConfigError: no config.json, broken JSON, or a value that cannot be, with file and key.
     """
     config = _read_object(folder / "config.json", required=True)
+    if overrides:
+        config = Fields(_overridden(config.values, overrides), f"{config.where} with --hf-overrides")
     generation = _read_object(folder / "generation_config.json", required=False)
     architectures = config.texts("architectures")
     if not architectures:
         raise ConfigError(f"{config.where}: architectures is missing; it names the kind of model.")
-    config.texts("layer_types")
-    vocab_size = config.integer("vocab_size")
-    eos = (*config.integers("eos_token_id"), *generation.integers("eos_token_id"))
-    dtype = config.text("dtype", None) or config.text("torch_dtype", None)
+    text = language_part(config)
+    text.texts("layer_types")
+    vocab_size = text.integer("vocab_size")
+    eos = (*text.integers("eos_token_id"), *generation.integers("eos_token_id"))
+    dtypes = [part.text(key, None) for part in (config, text) for key in ("dtype", "torch_dtype")]
+    dtype = next(filter(None, dtypes), None)
     return ModelFacts(
         folder=folder,
         architectures=architectures,
         vocab_size=vocab_size,
-        max_model_len=_max_model_len(config),
-        sliding_window=config.integer("sliding_window", None, low=0) or None,
+        max_model_len=_max_model_len(text),
+        sliding_window=text.integer("sliding_window", None, low=0) or None,
         eos_token_ids=tuple(dict.fromkeys(eos)),
-        bos_token_id=next(iter((*config.integers("bos_token_id"), *generation.integers("bos_token_id"))), None),
+        bos_token_id=next(iter((*text.integers("bos_token_id"), *generation.integers("bos_token_id"))), None),
         dtype=dtype.removeprefix("torch.") if dtype else None,
         sampling=_sampling(generation),
         config=config,
     )
+
+
+ABSENT_SIZES: dict[str, dict[str, int]] = {
+    "llama": {"vocab_size": 32_000, "intermediate_size": 11_008, "max_position_embeddings": 2048},
+    "mistral": {"vocab_size": 32_000, "intermediate_size": 14_336, "max_position_embeddings": 131_072},
+    "qwen2": {"vocab_size": 151_936, "intermediate_size": 22_016, "max_position_embeddings": 32_768},
+}
+"""What a language model inside of another's config need not name, by its model_type; beside what all of these have:"""
+_ABSENT_IN_ALL = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32}
+
+
+def language_part(config: Fields) -> Fields:
+    """The settings of the language model: config.json itself, or its text_config where there are other parts beside."""
+    text = config.section("text_config")
+    if text is None:
+        return config
+    absent = ABSENT_SIZES.get(text.text("model_type", ""), {})
+    values = {**(absent and _ABSENT_IN_ALL), **absent, **{k: v for k, v in text.values.items() if v is not None}}
+    tied = config.flag("tie_word_embeddings", False) or text.flag("tie_word_embeddings", False)
+    nulls = {key: None for key, value in text.values.items() if value is None and key not in values}
+    return Fields({**nulls, **values, "tie_word_embeddings": tied}, text.where)
 
 
 def rope_fields(config: Fields, layer_type: str | None = None) -> Fields:
@@ -294,6 +228,14 @@ def rope_fields(config: Fields, layer_type: str | None = None) -> Fields:
         if config.values.get(key) is not None:
             values.setdefault(key, config.values[key])
     return Fields(values, section.where if section else config.where)
+
+
+def _overridden(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    both = dict(values)
+    for key, value in overrides.items():
+        old = both.get(key)
+        both[key] = _overridden(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return both
 
 
 def _max_model_len(config: Fields) -> int:

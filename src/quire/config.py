@@ -26,12 +26,28 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     model: Annotated[
         str,
-        Meta(description="Folder or Hugging Face name of the model; 'demo' is the small one that ships with Quire."),
+        Meta(
+            description="Folder, .gguf file, s3:// or gs:// address or Hugging Face name of the model; NAME:Q4_K_M"
+            " takes one of several GGUFs; 'demo' is the small one that ships with Quire."
+        ),
     ] = DEMO_MODEL
     tokenizer: Annotated[str | None, Meta(description="Folder or name of the tokenizer; default: the model's own.")] = (
         None
     )
+    tokenizer_mode: Annotated[
+        Literal["auto", "hf", "slow"],
+        Meta(description="auto takes tokenizer.json, else converts tokenizer.model; hf never converts, slow always."),
+    ] = "auto"
     revision: Annotated[str | None, Meta(description="Branch, tag or commit on the Hugging Face Hub.")] = None
+    tokenizer_revision: Annotated[
+        str | None, Meta(description="The same for the tokenizer; default: the model's, if it is the model's own.")
+    ] = None
+    download_dir: Annotated[
+        str | None, Meta(description="Where what is fetched or converted is kept; default: the caches of the user.")
+    ] = None
+    hf_overrides: Annotated[
+        dict[str, Any] | None, Meta(description="Values in place of those in config.json, as a JSON object.")
+    ] = None
     dtype: Annotated[
         Literal["auto", "half", "float16", "bfloat16", "float", "float32"],
         Meta(description="Number format of weights and activations; auto follows the checkpoint and the device."),
@@ -41,8 +57,8 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
         Meta(description="Most tokens of prompt and output together; -1: what fits the memory; default: the model's."),
     ] = None
     load_format: Annotated[
-        Literal["auto", "safetensors", "dummy"],
-        Meta(description="Where weights come from; dummy makes random ones from the config alone."),
+        Literal["auto", "safetensors", "gguf", "dummy"],
+        Meta(description="Which weights; auto: safetensors, else a GGUF; dummy: random ones from the config alone."),
     ] = "auto"
     quantization: Annotated[
         Literal[
@@ -156,6 +172,31 @@ class StructuredOutputsConfig(msgspec.Struct, frozen=True, kw_only=True):
     ] = 128
 
 
+class MediaConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Pictures in prompts: how many, how large, and what encoding them may take."""
+
+    limit_mm_per_prompt: Annotated[
+        dict[str, Annotated[int, Meta(ge=0, le=65536)]],
+        Meta(description='Most pictures in a prompt: image=4, or {"image": 4}; default: as many as fit.'),
+    ] = {}
+    max_picture_bytes: Annotated[
+        int,
+        Meta(ge=1024, le=1 << 28, description="Most bytes of all picture files in one request."),
+    ] = 16 << 20
+    max_picture_pixels: Annotated[
+        int,
+        Meta(ge=1, le=178_956_970, description="Most pixels of one picture, read from its header before decoding."),
+    ] = 36_000_000
+    max_pictures_per_step: Annotated[
+        Annotated[int, Meta(ge=1, le=4096)] | None,
+        Meta(description="Most pictures that one step encodes; default: 8 on a GPU, 1 on a CPU."),
+    ] = None
+    picture_cache_slots: Annotated[
+        Annotated[int, Meta(ge=1, le=65536)] | None,
+        Meta(description="Encoded pictures that are kept on the device; default: 32, and at least one step's."),
+    ] = None
+
+
 class OperationConfig(msgspec.Struct, frozen=True, kw_only=True):
     """How the engine is watched over, and what it says."""
 
@@ -176,6 +217,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     scheduler: SchedulerConfig = SchedulerConfig()
     parallel: ParallelConfig = ParallelConfig()
     structured: StructuredOutputsConfig = StructuredOutputsConfig()
+    media: MediaConfig = MediaConfig()
     operation: OperationConfig = OperationConfig()
 
 
@@ -266,6 +308,7 @@ ENGINE_GROUPS: dict[str, type[msgspec.Struct]] = {
     "scheduler": SchedulerConfig,
     "parallel": ParallelConfig,
     "structured": StructuredOutputsConfig,
+    "media": MediaConfig,
     "operation": OperationConfig,
 }
 
@@ -309,6 +352,9 @@ def _check_offered(config: EngineConfig) -> None:
             f"--tensor-parallel-size {config.parallel.tensor_parallel_size}: only 1 is supported so far."
             " Use --tensor-parallel-size 1."
         )
+    for kind, most in config.media.limit_mm_per_prompt.items():
+        if kind != "image" and most:
+            raise ConfigError(f"--limit-mm-per-prompt: {kind}={most}: pictures are all that is taken, as image=N.")
     if config.cache.swap_space not in (0, CacheConfig().swap_space):
         warnings.warn(
             f"--swap-space {config.cache.swap_space:g} has no effect yet: preempted requests are recomputed.",

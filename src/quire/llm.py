@@ -9,10 +9,11 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, cast
 
-from quire.checkpoint import read_facts, resolve
 from quire.config import DEMO_MODEL, EngineConfig, build_engine_config
 from quire.errors import QuireError, RequestError
 from quire.frontend.client import Client
+from quire.frontend.media import Ready as ReadyPicture
+from quire.frontend.media import load_media
 from quire.frontend.parsers import plan_tools
 from quire.frontend.service import PreparedRequest, TextService
 from quire.frontend.text_side import load_text_side
@@ -27,6 +28,7 @@ from quire.offline.threads import LoopThread
 from quire.offline.tokenizer import PublicTokenizer
 from quire.outputs import BeamSearchOutput, Metric, RequestOutput
 from quire.params import BeamSearchParams, RequestOutputKind, SamplingParams
+from quire.sources import model_facts
 
 Message = Mapping[str, Any]
 
@@ -121,7 +123,9 @@ class LLM:
 
         Args:
             prompts: one or many; each a text, a list of token ids, or a dict with "prompt" or "prompt_token_ids", and
-                a "cache_salt" if it is to share cached prefixes only with prompts of the same salt.
+                a "cache_salt" if it is to share cached prefixes only with prompts of the same salt, and
+                "multi_modal_data" {"image": PIL image, uint8 array, data: URL, or a list of them}, each of which has a
+                placeholder in the text.
             sampling_params: one for all or one per prompt; None takes the model's generation_config.json.
             use_tqdm: show a progress bar; a callable takes the place of tqdm.
             lora_request: not offered yet.
@@ -159,11 +163,15 @@ class LLM:
             continue_final_message: go on with the last message instead.
             tools: functions that the template shows to the model, as in the OpenAI API; calls come back as text.
             chat_template_kwargs: further variables for the template.
-            mm_processor_kwargs: not offered: the model takes text.
+            mm_processor_kwargs: not offered: pictures are made ready as the checkpoint says.
+
+        Pictures are parts of a message's content: {"type": "image_url", "image_url": {"url": "data:..."}}, or
+        {"type": "image_pil", "image_pil": IMAGE}.
         """
         refuse_content(chat_template_content_format, mm_processor_kwargs)
         single = not messages or isinstance(messages[0], Mapping)
         conversations = cast(Sequence[Sequence[Message]], [messages] if single else messages)
+        pictures = [self._service.media.read(self._service.media.sources(one)) for one in conversations]
         texts = [
             self._service.render_chat(
                 conversation,
@@ -175,7 +183,7 @@ class LLM:
             )
             for conversation in conversations
         ]
-        numbered = self._prepare_all(texts, sampling_params, lora_request, priority, add_special_tokens=False)
+        numbered = self._prepare_all(texts, sampling_params, lora_request, priority, pictures)
         return self._run_all(numbered, use_tqdm)
 
     def stream(
@@ -262,9 +270,9 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None,
         lora_request: None,
         priority: int | Sequence[int] | None,
-        add_special_tokens: bool = True,
+        pictures: Sequence[Sequence[ReadyPicture]] | None = None,
     ) -> list[Numbered]:
-        """Check everything before anything runs."""
+        """Check everything before anything runs; `pictures` where the prompts are conversations, rendered."""
         self._alive()
         refuse_lora(lora_request)
         items = as_prompts(prompts)
@@ -272,29 +280,33 @@ class LLM:
         params = one_each(sampling_params, len(items), default, "sampling_params")
         priorities = one_each(priority, len(items), 0, "priority")
         warn_priority(priorities, self._service.by_priority)
+        own = pictures if pictures is not None else [None] * len(items)
         prepared = [
-            self._prepare(prompt, one, rank, add_special_tokens)
-            for prompt, one, rank in zip(items, params, priorities, strict=True)
+            self._prepare(prompt, one, rank, seen)
+            for prompt, one, rank, seen in zip(items, params, priorities, own, strict=True)
         ]
         return [Numbered(str(next(self._request_ids)), request) for request in prepared]
 
     def _prepare(
-        self, prompt: Prompt, params: SamplingParams, priority: int, add_special_tokens: bool
+        self, prompt: Prompt, params: SamplingParams, priority: int, pictures: Sequence[ReadyPicture] | None
     ) -> PreparedRequest:
+        """One prompt; with `pictures` given, even if they are none, it is a conversation and has its special tokens."""
         if not isinstance(params, SamplingParams):
             raise RequestError(f"sampling_params must be SamplingParams, got {params!r}.", param="sampling_params")
         given = unwrap(prompt)
         open_ended = params.clone()  # offline, max_tokens is an upper bound: the context may end earlier
         open_ended.max_tokens = None
+        is_chat = pictures is not None
         return self._service.prepare(
             given.prompt,
             open_ended,
-            add_special_tokens=add_special_tokens,
+            add_special_tokens=not is_chat,
             text=given.text,
             default_max_tokens=params.max_tokens,
             priority=priority,
             cache_salt=given.cache_salt,
-            thinks=not add_special_tokens,  # a conversation: its prompt shows where thoughts begin
+            thinks=is_chat,  # its prompt shows where thoughts begin
+            pictures=self._service.media.read(given.pictures) if pictures is None else pictures,
         )
 
     def _run_all(self, numbered: Sequence[Numbered], use_tqdm: UseTqdm) -> list[RequestOutput]:
@@ -375,7 +387,7 @@ async def _start(config: EngineConfig, chat_template: str | None) -> tuple[Clien
     client = await start_engine(config, bar.show)
     try:
         tokenizer, template = load_text_side(config.model, chat_template)
-        facts = read_facts(resolve(config.model.model, config.model.revision, weights=False))
+        facts = model_facts(config.model)
         service = TextService(
             tokenizer,
             template,
@@ -384,6 +396,7 @@ async def _start(config: EngineConfig, chat_template: str | None) -> tuple[Clien
             seed=config.model.seed,
             max_logprobs=config.model.max_logprobs,
             by_priority=config.scheduler.scheduling_policy == "priority",
+            media=load_media(facts, config.media, tokenizer, config.model.model),
         )
         await client.wait_ready()
     except BaseException:

@@ -88,6 +88,29 @@ class Constraint(msgspec.Struct, array_like=True, frozen=True):
     endless: bool = False
 
 
+class Picture(msgspec.Struct, array_like=True, frozen=True):
+    """A picture in a prompt, made ready for the vision tower.
+
+    Args:
+        start, length: the positions of the prompt that its vectors take.
+        digest: SHA-256 of what follows; equal pictures are encoded once, and share prefix blocks.
+        height, width: of the pixels.
+        pixels: [height, width, 3], a byte each.
+    """
+
+    start: int
+    length: int
+    digest: bytes
+    height: int
+    width: int
+    pixels: bytes
+
+    @property
+    def end(self) -> int:
+        """The position after its last one."""
+        return self.start + self.length
+
+
 class AddRequest(msgspec.Struct, tag="add", array_like=True, frozen=True):
     """Run this prompt. The frontend has checked everything in it.
 
@@ -103,6 +126,7 @@ class AddRequest(msgspec.Struct, tag="add", array_like=True, frozen=True):
         constraint: what the answer may look like; None leaves it free.
         tenant: who asks, where the engine is shared out between several; a name of the operator's.
         start_by: monotonic seconds of this machine; one that has not begun by then ends unbegun. 0 is no such time.
+        pictures: in the prompt, in the order of their positions.
     """
 
     id: int
@@ -115,6 +139,7 @@ class AddRequest(msgspec.Struct, tag="add", array_like=True, frozen=True):
     constraint: Constraint | None = None
     tenant: str = ""
     start_by: float = 0.0
+    pictures: list[Picture] = []
 
 
 class AbortRequests(msgspec.Struct, tag="abort", array_like=True, frozen=True):
@@ -186,6 +211,10 @@ class EngineStats(msgspec.Struct, array_like=True, frozen=True):
     """Tokens run in all steps."""
     full: bool = False
     """Whether the next in line waits for a row or for blocks."""
+    picture_queries: int = 0
+    """Pictures that requests came to in their prompts,"""
+    picture_hits: int = 0
+    """and those among them that were encoded already."""
 
 
 class Outputs(msgspec.Struct, tag="outputs", array_like=True, frozen=True):
@@ -265,12 +294,37 @@ class NewBlocks(msgspec.Struct, array_like=True, frozen=True):
     blocks: list[int]
 
 
+class NewPicture(msgspec.Struct, array_like=True, frozen=True):
+    """A picture to encode; its vectors go to a slot, whatever was there before."""
+
+    slot: int
+    picture: Picture
+
+
+class PlacedPicture(msgspec.Struct, array_like=True, frozen=True):
+    """Positions [start, start + count) of a row take vectors [first, first + count) of a slot."""
+
+    row: int
+    start: int
+    first: int
+    count: int
+    slot: int
+
+
+class PictureStep(msgspec.Struct, array_like=True, frozen=True):
+    """What a step does with pictures: first encode, then put in place."""
+
+    new: list[NewPicture]
+    placed: list[PlacedPicture]
+
+
 class StepPlan(msgspec.Struct, array_like=True, frozen=True):
     """One step: row changes, then which rows run how many tokens. `starts`, `rows` and `counts` run in parallel.
 
     starts: tokens computed before this step; an upper bound where the device may have rejected some.
     samples: indices into `rows` of those whose last token of the step yields a new token.
     masked: indices into `samples` of those that must not be sampled before their masks are there.
+    pictures: what there is to do with pictures; mostly nothing.
     """
 
     step: int
@@ -281,6 +335,7 @@ class StepPlan(msgspec.Struct, array_like=True, frozen=True):
     counts: list[int]
     samples: list[int]
     masked: list[int] = []
+    pictures: list[PictureStep] = []
 
 
 class StepResult(msgspec.Struct, array_like=True, frozen=True):

@@ -90,6 +90,25 @@ def test_file(tmp_path: Path) -> None:
         from_file(tmp_path / "none.yaml", SETTINGS)
 
 
+def test_counts(tmp_path: Path) -> None:
+    """How many of what, in the spellings that vLLM has had."""
+    setting = next(setting for setting in SETTINGS if setting.name == "limit_mm_per_prompt")
+    for text in ("image=4", '{"image": 4}', "image=4,video=0", "image = 4"):
+        assert setting.parse(text, "here")["image"] == 4
+        assert env(QUIRE_LIMIT_MM_PER_PROMPT=text)["limit_mm_per_prompt"]["image"] == 4
+    for text in ("4", "image", "image=many", '{"image": "4"}', '{"image": [4]}', "{"):
+        with pytest.raises(ConfigError, match=r"here: .*image"):
+            setting.parse(text, "here")
+    path = tmp_path / "c.yaml"
+    path.write_text("limit-mm-per-prompt: {image: 3}\n")
+    assert from_file(path, SETTINGS) == {"limit_mm_per_prompt": {"image": 3}}
+    engine, _ = build_configs({"limit_mm_per_prompt": {"image": 2}}, str(path), SETTINGS)
+    assert engine.media.limit_mm_per_prompt == {"image": 2}
+    for wrong, word in (({"image": -1}, "-1"), ({"video": 1}, "video=1"), ({"image": 1 << 20}, "65536")):
+        with pytest.raises(ConfigError, match=f"--limit-mm-per-prompt.*{word}"):
+            build_configs({"limit_mm_per_prompt": wrong}, None, SETTINGS)
+
+
 def test_precedence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "c.yaml"
     path.write_text("port: 1\nseed: 1\nblock-size: 1\n")
@@ -103,3 +122,26 @@ def test_precedence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (server.port, engine.model.seed, engine.cache.block_size, server.host) == (3, 2, 1, "127.0.0.1")
     with pytest.raises(ConfigError, match="--port 70000"):
         built(port=70_000)
+
+
+def test_objects() -> None:
+    """--hf-overrides: JSON on the command line and in the environment, a mapping in the file."""
+    wanted = {"rope_scaling": {"factor": 2.0}, "vocab_size": 7}
+    text = '{"rope_scaling": {"factor": 2.0}, "vocab_size": 7}'
+    assert env(QUIRE_HF_OVERRIDES=text) == {"hf_overrides": wanted}
+    setting = next(setting for setting in SETTINGS if setting.name == "hf_overrides")
+    assert setting.parse(text, "x") == wanted
+    for wrong in ("{", "[1]", "7", "x=y", "{" * 5000):
+        with pytest.raises(ConfigError, match=r"QUIRE_HF_OVERRIDES: .{,70} is not (JSON|a JSON object)"):
+            env(QUIRE_HF_OVERRIDES=wrong)
+
+
+def test_objects_in_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("hf-overrides:\n  rope_scaling: {factor: 2.0}\ntokenizer-mode: slow\nload-format: gguf\n")
+    found = from_file(path, SETTINGS)
+    assert found == {"hf_overrides": {"rope_scaling": {"factor": 2.0}}, "tokenizer_mode": "slow", "load_format": "gguf"}
+    engine, _ = build_configs({"hf_overrides": {"a": 1}, "download_dir": "/d"}, str(path), SETTINGS)
+    assert engine.model.hf_overrides == {"a": 1} and engine.model.download_dir == "/d"
+    with pytest.raises(ConfigError, match="tokenizer-mode"):
+        build_configs({"tokenizer_mode": "mistral"}, None, SETTINGS)

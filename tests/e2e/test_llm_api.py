@@ -11,9 +11,9 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from quire import LLM, BeamSearchParams, RequestError, RequestOutputKind, SamplingParams
-from quire.checkpoint import resolve
 from quire.errors import ConfigError
 from quire.offline.names import ABSENT_METHODS
+from quire.sources import resolve
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12)
 TEXT = "Once upon a time"
@@ -204,7 +204,6 @@ def test_settings_of_others() -> None:
         _ = LLM.llm_engine.fget(None)
     for name, value in (
         ("runner", "pooling"),
-        ("hf_overrides", {"a": 1}),
         ("cpu_offload_gb", 4),
         ("enable_lora", True),
     ):

@@ -12,7 +12,8 @@ from quire.messages import EngineStats
 from quire.observability.histogram import SECONDS_TO_FIRST_TOKEN, Histogram, one_two_five
 from quire.observability.metrics import Metrics
 
-STATS = EngineStats(num_running=3, num_waiting=2, kv_usage=0.5, num_preemptions=7, prefix_queries=100, prefix_hits=40)
+STATS = EngineStats(num_running=3, num_waiting=2, kv_usage=0.5, num_preemptions=7, prefix_queries=100, prefix_hits=40,
+                    picture_queries=9, picture_hits=4)  # fmt: skip
 
 
 def samples(metrics: Metrics) -> dict[str, float]:
@@ -42,6 +43,8 @@ def test_names_and_values() -> None:
         "vllm:num_preemptions_total": 7,
         "vllm:prefix_cache_queries_total": 100,
         "vllm:prefix_cache_hits_total": 40,
+        "vllm:mm_cache_queries_total": 9,
+        "vllm:mm_cache_hits_total": 4,
         "vllm:prompt_tokens_total": 10,
         "vllm:generation_tokens_total": 6,
         "vllm:request_success_total|stop": 1,

@@ -55,7 +55,7 @@ def test_chat_parameters_reach_the_engine(server: Running, client: openai.OpenAI
     assert (params.temperature, params.top_k, params.min_p, params.seed, params.max_tokens) == (0.3, 7, 0.1, 11, 5)
     assert (params.n, params.stop) == (1, ["zz"])
     expected = {"stop_token_ids": [9], "priority": 3, "cache_salt": "s1", "first": None, "constraint": None,
-                "tenant": "", "start_by": 0.0}  # fmt: skip
+                "tenant": "", "start_by": 0.0, "pictures": []}  # fmt: skip
     assert more == expected
 
 

@@ -20,6 +20,21 @@ from quire.messages import AddRequest, StepPlan, StepResult, TokenLogprobs, unpa
 
 VOCAB = 64
 POISON = -7
+PLACEHOLDER = VOCAB - 1
+"""The token of all positions of a picture."""
+
+
+def vector(digest: bytes, offset: int) -> int:
+    """What the cache holds where a picture is: unlike any token."""
+    return 1000 + 100 * digest[0] + offset
+
+
+def contents(message: AddRequest) -> list[int]:
+    """What the cache holds of a prompt."""
+    found = list(unpack_ids(message.prompt))
+    for picture in message.pictures:
+        found[picture.start : picture.end] = [vector(picture.digest, i) for i in range(picture.length)]
+    return found
 
 
 def next_token(tokens: Sequence[int], allowed: frozenset[int] | None = None) -> int:
@@ -37,12 +52,13 @@ def allowed_after(tokens: Sequence[int]) -> frozenset[int]:
 
 def expected_output(message: AddRequest, *, constrained: int | None, max_model_len: int) -> tuple[list[int], str]:
     """Token ids and finish reason of a request served alone, one token at a time; constrained from that one on."""
-    tokens = list(unpack_ids(message.prompt))
+    tokens, held = list(unpack_ids(message.prompt)), contents(message)
     prompt = len(tokens)
     limit = min(max_model_len, prompt + (message.params.max_tokens or max_model_len))
     while True:
         holds = constrained is not None and len(tokens) - prompt >= constrained
-        tokens.append(next_token(tokens, allowed_after(tokens) if holds else None))
+        tokens.append(next_token(held, allowed_after(tokens) if holds else None))
+        held.append(tokens[-1])
         if tokens[-1] in message.stop_token_ids and len(tokens) - prompt > message.params.min_tokens:
             return tokens[prompt:], "stop"
         if len(tokens) >= limit:
@@ -51,8 +67,8 @@ def expected_output(message: AddRequest, *, constrained: int | None, max_model_l
 
 def expected_scores(message: AddRequest) -> list[TokenLogprobs]:
     """What `prompt_logprobs` gives: for each prompt token but the first, what was seen before it."""
-    prompt = list(unpack_ids(message.prompt))
-    return [score(prompt[:end], prompt[end]) for end in range(1, len(prompt))]
+    prompt, held = list(unpack_ids(message.prompt)), contents(message)
+    return [score(held[:end], prompt[end]) for end in range(1, len(prompt))]
 
 
 def score(seen: Sequence[int], token: int) -> TokenLogprobs:
@@ -137,6 +153,8 @@ class FakeWorker:
         self.scored = [0] * num_rows
         self.scores: dict[int, list[TokenLogprobs]] = {}
         self.logits: list[list[int]] = []
+        self.slots: dict[int, bytes] = {}
+        self.num_encoded = 0
         self.num_steps = 0
 
     def forward(self, plan: StepPlan) -> None:
@@ -159,6 +177,7 @@ class FakeWorker:
             for position in range(start, start + count):
                 self.cache[self._slot(row, position)] = self.tokens[row][position]
             self.computed[row] = start + count
+        self._place(plan)
         self.scores = {}
         for index, (row, start, count) in enumerate(zip(plan.rows, plan.starts, plan.counts, strict=True)):
             for position in range(start, min(start + count, self.scored[row] - 1)):
@@ -166,6 +185,21 @@ class FakeWorker:
                 assert POISON not in seen, "scored from a slot that nobody wrote"
                 self.scores.setdefault(index, []).append(score(seen, self.tokens[row][position + 1]))
         self.logits = [[self.cache[self._slot(row, p)] for p in range(self.computed[row])] for row in plan.rows]
+
+    def _place(self, plan: StepPlan) -> None:
+        """Encode the step's pictures, then write their vectors over the placeholders."""
+        if not plan.pictures:
+            return
+        [pictures] = plan.pictures
+        shares = {row: (start, start + n) for row, start, n in zip(plan.rows, plan.starts, plan.counts, strict=True)}
+        for new in pictures.new:
+            self.slots[new.slot] = new.picture.digest
+            self.num_encoded += 1
+        for placed in pictures.placed:
+            start, end = shares[placed.row]
+            assert start <= placed.start and placed.start + placed.count <= end, "placed outside of the step"
+            for i in range(placed.count):
+                self.cache[self._slot(placed.row, placed.start + i)] = vector(self.slots[placed.slot], placed.first + i)
 
     def sample(self, plan: StepPlan, masks: Masks) -> FakePending:
         sampled = []

@@ -13,21 +13,23 @@ import threading
 from collections import Counter
 
 import pytest
-from device import VOCAB, FakeGrammar, FakeWorker, expected_output, expected_scores
+from device import PLACEHOLDER, VOCAB, FakeGrammar, FakeWorker, expected_output, expected_scores
 
 from quire.engine.core import EngineCore
 from quire.engine.executors import InlineExecutor, ThreadExecutor
 from quire.engine.kv.hashing import chain
 from quire.engine.kv.manager import KVManager
 from quire.engine.kv.pool import BlockPool
+from quire.engine.scheduler.encoder import EncoderBudget
 from quire.engine.scheduler.limits import LongPromptCap, MixedStep
 from quire.engine.scheduler.policy import POLICIES
 from quire.engine.scheduler.scheduler import Scheduler
-from quire.messages import AddRequest, Outputs, TokenLogprobs, TokenOutput, pack_ids
+from quire.messages import AddRequest, Outputs, Picture, TokenLogprobs, TokenOutput, pack_ids
 from quire.params import SamplingParams
 
 SCHEDULES = int(os.environ.get("QUIRE_TEST_SCHEDULES", "6000"))
 CHUNKS = 12
+MOST_PICTURES = 3
 
 
 def weak_hash(parent: bytes, token_bytes: bytes) -> bytes:
@@ -84,6 +86,12 @@ class Schedule:
             prefix_caching=rng.random() < 0.8,
             hash_function=weak_hash if rng.random() < 0.3 else chain,
         )
+        self.picture_random = seen = random.Random(seed + 7)  # of its own: other schedules stay as they were
+        self.encoder: EncoderBudget | None = None
+        if seen.random() < 0.5:
+            most = seen.randint(1, 2) if chunked else MOST_PICTURES
+            self.encoder = EncoderBudget(max(most, seen.randint(1, 4)), most)
+            limits += (self.encoder,)
         self.scheduler = Scheduler(
             manager,
             max_num_seqs=rows,
@@ -91,6 +99,7 @@ class Schedule:
             max_model_len=self.max_model_len,
             policy=POLICIES[rng.choice(["fcfs", "priority"])],
             limits=limits,
+            riders=() if self.encoder is None else (self.encoder,),
             chunked_prefill=chunked,
             clock=lambda: self.now,
         )
@@ -116,7 +125,7 @@ class Schedule:
         self.tenant = ""
         self.cached: dict[int, int] = {}
         self.scores: dict[int, list[TokenLogprobs]] = {}
-        self.group: tuple[list[int], str, int, int] | None = None  # prompt, salt, id, members still to come
+        self.group: tuple[list[int], list[Picture], str, int, int] | None = None  # and members still to come
         self.prefixes = [[rng.randrange(VOCAB) for _ in range(rng.randint(1, 30))] for _ in range(3)]
 
     def run(self, requests: int) -> None:
@@ -143,6 +152,10 @@ class Schedule:
         self.scheduler.check_integrity()
         stats = self.scheduler.stats()
         assert (stats.num_running, stats.num_waiting, stats.kv_usage) == (0, 0, 0.0)
+        if self.encoder is not None:
+            self.encoder.begin(0)
+            assert self.encoder.num_held == 0, "a picture is held for nobody"
+            assert self.worker.num_encoded <= self.encoder.num_queries - self.encoder.num_hits
         self.executor.close()
         self._check(aborted)
 
@@ -158,20 +171,39 @@ class Schedule:
         self.tenant = rng.choice(self.tenants) if self.group is None else self.tenant
         start_by = self.now + rng.randint(1, 30) if rng.random() < 0.1 else 0.0
         if self.group is not None:
-            prompt, salt, group, left = self.group
+            prompt, pictures, salt, group, left = self.group
             params.prompt_logprobs = None
-            self.group = (prompt, salt, group, left - 1) if left > 1 else None
-        elif rng.random() < 0.15:
-            group = id_
-            self.group = (prompt, salt, id_, rng.randint(1, 4))
+            self.group = (prompt, pictures, salt, group, left - 1) if left > 1 else None
+        else:
+            prompt, pictures = self._with_pictures(prompt)
+            if rng.random() < 0.15:
+                group = id_
+                self.group = (prompt, pictures, salt, id_, rng.randint(1, 4))
         priority = rng.randint(0, 3)
         message = AddRequest(
-            id_, pack_ids(prompt), params, stop, priority, salt, group, tenant=self.tenant, start_by=start_by
+            *(id_, pack_ids(prompt), params, stop, priority, salt, group),
+            tenant=self.tenant,
+            start_by=start_by,
+            pictures=pictures,
         )
         self.messages[id_] = message
         if rng.random() < 0.2 and not self.deep:  # a mask needs every token before it
             self.grammar.constrained[id_] = rng.choice([0, 0, 0, 3])
         return self.scheduler.add(message, held=rng.random() < 0.1)
+
+    def _with_pictures(self, prompt: list[int]) -> tuple[list[int], list[Picture]]:
+        """The prompt with some pictures in it, few different ones and often in the same places."""
+        rng, pictures = self.picture_random, []
+        prompt = list(prompt)
+        while self.encoder is not None and rng.random() < 0.5 and len(pictures) < MOST_PICTURES:
+            kind = rng.randrange(4)
+            length = kind % 2 * 5 + 2
+            start = max(rng.choice([0, 2, 5, 11]), pictures[-1].end if pictures else 0)
+            if len(prompt) + length >= self.max_model_len or start > len(prompt):
+                break
+            prompt[start:start] = [PLACEHOLDER] * length
+            pictures.append(Picture(start, length, bytes([kind]), 1, 1, b"rgb"))
+        return prompt, pictures
 
     def _take(self, outputs: list[TokenOutput]) -> None:
         for output in outputs:
@@ -206,7 +238,7 @@ class Schedule:
 
 @pytest.mark.parametrize("chunk", range(CHUNKS))
 def test_every_output_equals_the_sequential_reference(chunk: int) -> None:
-    preemptions = hits = requests = lost = late = 0
+    preemptions = hits = requests = lost = late = pictures = seen_again = 0
     for seed in range(chunk * SCHEDULES // CHUNKS, (chunk + 1) * SCHEDULES // CHUNKS):
         schedule = Schedule(seed)
         schedule.run(count := 4 + seed % 17)
@@ -216,9 +248,13 @@ def test_every_output_equals_the_sequential_reference(chunk: int) -> None:
         requests += count
         lost += schedule.grammar.num_lost
         late += len(schedule.late)
+        if schedule.encoder is not None:
+            pictures += schedule.encoder.num_queries
+            seen_again += schedule.encoder.num_hits
     # the schedules must reach what they are for
     assert preemptions > requests / 50 and hits > requests / 4 and lost > requests / 50
     assert late > requests / 100
+    assert pictures > requests / 10 and seen_again > pictures / 10
 
 
 def test_the_same_with_a_device_thread() -> None:

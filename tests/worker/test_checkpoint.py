@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from quire.checkpoint import Fields, read_facts, resolve, rope_fields
-from quire.errors import ConfigError
+from quire.checkpoint import Fields, read_facts, rope_fields
+from quire.errors import ConfigError, StartupError
+from quire.sources import resolve
 
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -73,8 +74,11 @@ def test_a_name_that_cannot_be(name: str) -> None:
 @pytest.mark.usefixtures("no_network")
 def test_a_file_is_not_a_folder(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").touch()
+    (tmp_path / "model.bin").touch()
     with pytest.raises(ConfigError, match="is a file"):
-        resolve(str(tmp_path / "model.gguf"), weights=True)
+        resolve(str(tmp_path / "model.bin"), weights=True)
+    with pytest.raises(StartupError, match="too few for a GGUF"):
+        resolve(str(tmp_path / "model.gguf"), weights=True, download_dir=str(tmp_path / "cache"))
 
 
 class Hub:
@@ -83,6 +87,8 @@ class Hub:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, answer: Path | Exception) -> None:
         self.asked: dict[str, Any] = {}
         self.answer = answer
+        if isinstance(answer, Path):
+            (answer / "config.json").touch()  # without one a GGUF would be looked for
         for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE"):
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setattr("huggingface_hub.snapshot_download", self.download)
@@ -158,7 +164,7 @@ def test_any_other_failure_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_real_hub_client_when_offline(tmp_path: Path) -> None:
     """No stand-in: huggingface_hub itself with an empty cache and no network."""
-    call = "from quire.checkpoint import resolve; resolve('owner/model', weights=True)"
+    call = "from quire.sources import resolve; resolve('owner/model', weights=True)"
     env = {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "PYTHONPATH": ":".join(sys.path)}
     done = subprocess.run([sys.executable, "-c", call], env=env, capture_output=True, text=True, timeout=60)
     assert "HF_HUB_OFFLINE is set" in done.stderr.splitlines()[-1]
@@ -290,3 +296,12 @@ def test_values_that_cannot_be(file: str, key: str, value: Any, tmp_path: Path) 
 def test_nothing_of_torch_is_imported() -> None:
     code = "import sys, quire.checkpoint; assert not {'torch', 'huggingface_hub', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)}, check=True, timeout=60)
+
+
+def test_overrides_go_into_objects(tmp_path: Path) -> None:
+    folder = write(tmp_path, rope_scaling={"rope_type": "linear", "factor": 2.0})
+    facts = read_facts(folder, {"rope_scaling": {"factor": 4.0}, "eos_token_id": [5, 6], "sliding_window": None})
+    assert facts.max_model_len == 4096 and facts.eos_token_ids == (5, 6)
+    assert rope_fields(facts.config).text("rope_type") == "linear" and facts.config.has("sliding_window")
+    with pytest.raises(ConfigError, match="with --hf-overrides: vocab_size must be"):
+        read_facts(folder, {"vocab_size": "many"})

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import random
 import shutil
 import struct
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from quire.errors import ConfigError, QuireError, StartupError
 from quire.worker.attention.torch_backend import TorchAttention
 from quire.worker.kernels.plain import PlainKernels
 from quire.worker.layers.build import Build
-from quire.worker.loading.files import TensorFile
+from quire.worker.loading import stream
 from quire.worker.loading.header import read_header
 from quire.worker.loading.names import Fuse, Rename, Skip, Target, translate
 from quire.worker.models.load import load_model
@@ -283,7 +285,7 @@ def test_progress_ends_at_the_total(folder: Path) -> None:
 
 def test_large_tensors_are_copied_in_pieces(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = load_plain(folder).state_dict()
-    monkeypatch.setattr(TensorFile, "RELEASE_BYTES", 5000)
+    monkeypatch.setattr(stream, "PIECE_BYTES", 5000)
     calls: list[int] = []
     for name, tensor in load_plain(folder).state_dict().items():
         assert torch.equal(tensor, expected[name])
@@ -382,3 +384,18 @@ def test_shard_parts_are_views() -> None:
     Shard(1, (2, 3, 4)).part(whole, 1).fill_(1)
     assert whole[0].tolist() == [0, 0, 1, 1, 1, 0, 0, 0, 0]
     assert Shard(1, (9,)).part(whole, None) is whole
+
+
+def test_reading_threads_are_not_bound_to_the_core_of_their_maker() -> None:
+    """OpenMP binds the main thread to one core on larger machines."""
+    everywhere, waiting = os.sched_getaffinity(0), threading.Event()
+    other = threading.Thread(target=waiting.wait)
+    other.start()
+    try:
+        os.sched_setaffinity(0, {min(everywhere)})
+        with stream.Stream(lambda count: None) as made:
+            assert made._pool.submit(os.sched_getaffinity, 0).result() == everywhere
+    finally:
+        os.sched_setaffinity(0, everywhere)
+        waiting.set()
+        other.join()

@@ -10,8 +10,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from quire.checkpoint import read_facts, resolve
+from quire.checkpoint import read_facts
 from quire.errors import ConfigError
+from quire.sources import resolve
 
 UNKNOWN_VOCABULARY = (100, 32_000)
 """Ids that practically every model has, for servers whose tokenizer is not at hand."""

@@ -13,6 +13,7 @@ from quire.config import (
     ENGINE_GROUPS,
     CacheConfig,
     EngineConfig,
+    MediaConfig,
     ModelConfig,
     OperationConfig,
     ParallelConfig,
@@ -32,6 +33,7 @@ _HEADINGS: tuple[tuple[type, str], ...] = (
     (SchedulerConfig, "Scheduler"),
     (ParallelConfig, "Parallelism"),
     (StructuredOutputsConfig, "Structured outputs"),
+    (MediaConfig, "Pictures"),
     (OperationConfig, "Operation"),
 )
 

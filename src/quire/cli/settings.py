@@ -7,6 +7,7 @@ The command line wins over the environment, the environment over the file, the f
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -33,7 +34,8 @@ class Setting:
     Attributes:
         name: the field's.
         group: the heading in --help.
-        kind: 'flag', 'integer', 'number', 'text', 'choice' or 'texts' (may be given more than once).
+        kind: 'flag', 'integer', 'number', 'text', 'choice', 'json' (an object), 'counts' (name=number, or an object) or
+            'texts' (given more than once).
         choices: for 'choice'.
         default: None shows as nothing.
         help: one sentence.
@@ -81,8 +83,12 @@ class Setting:
             return whole_number(text)
         if self.kind == "number":
             return _number(text)
+        if self.kind == "json":
+            return _object(text)
         if self.kind == "choice" and text not in self.choices:
             raise ValueError(f"{text!r} is not one of {', '.join(self.choices)}")
+        if self.kind == "counts":
+            return _counts(text)
         return (text,) if self.kind == "texts" else text
 
 
@@ -97,6 +103,27 @@ def _number(text: str) -> float:
         return float(text)
     except ValueError:
         raise ValueError(f"{text!r} is not a number") from None
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        raise ValueError(f"{text[:60]!r} is not JSON") from None
+    if not isinstance(found, dict):
+        raise ValueError(f'{text[:60]!r} is not a JSON object like {{"key": value}}')
+    return found
+
+
+def _counts(text: str) -> dict[str, int]:
+    """A mapping from 'image=4,video=0' or a JSON object."""
+    try:
+        if text.lstrip().startswith("{"):
+            return msgspec.json.decode(text, type=dict[str, int])
+        pairs = [part.split("=", 1) for part in text.split(",")]
+        return {name.strip(): whole_number(number) for name, number in pairs}
+    except (ValueError, msgspec.MsgspecError):
+        raise ValueError(f'{text!r} is neither name=number nor an object such as {{"image": 4}}') from None
 
 
 def settings_of(group: type[msgspec.Struct], heading: str) -> list[Setting]:
@@ -114,8 +141,11 @@ def _setting(field: inspect.Field, heading: str) -> Setting:
     if isinstance(type_, inspect.UnionType):
         type_ = next(option for option in type_.types if not isinstance(option, inspect.NoneType))
     kind = next(kind for node, kind in _KINDS if isinstance(type_, node))
+    if isinstance(type_, inspect.DictType) and isinstance(type_.value_type, inspect.IntType):
+        kind = "counts"
     choices = tuple(str(value) for value in type_.values) if isinstance(type_, inspect.LiteralType) else ()
-    return Setting(field.name, heading, kind, choices, field.default, description)
+    default = None if field.default is msgspec.NODEFAULT else field.default  # NODEFAULT: made anew, and empty
+    return Setting(field.name, heading, kind, choices, default, description)
 
 
 _KINDS: tuple[tuple[type[inspect.Type], str], ...] = (
@@ -124,6 +154,7 @@ _KINDS: tuple[tuple[type[inspect.Type], str], ...] = (
     (inspect.FloatType, "number"),
     (inspect.LiteralType, "choice"),
     (inspect.VarTupleType, "texts"),
+    (inspect.DictType, "json"),
     (inspect.StrType, "text"),
 )
 
@@ -176,10 +207,14 @@ def from_file(path: Path, settings: Iterable[Setting]) -> dict[str, Any]:
 def _from_yaml(setting: Setting, value: Any, where: str) -> Any:
     if setting.kind == "texts" and isinstance(value, list):
         return tuple(str(item) for item in value)
+    if setting.kind == "json" and isinstance(value, dict):
+        return value
     if isinstance(value, bool):
         if setting.kind == "flag":
             return value
         raise ConfigError(f"{where}: true or false is no value for this setting.")
+    if setting.kind == "counts" and isinstance(value, dict):
+        return setting.parse(json.dumps(value, default=str), where)
     if isinstance(value, (dict, list)):
         raise ConfigError(f"{where}: a single value is needed.")
     return setting.parse(str(value), where)

@@ -119,6 +119,7 @@ async def _step(
                 cache_salt=prepared.cache_salt,
                 tenant=prepared.tenant,
                 start_by=prepared.start_by if not beam.token_ids else 0.0,
+                pictures=prepared.pictures,
             )
             streams.append(stream)
         deltas = [await stream.collect() for stream in streams]

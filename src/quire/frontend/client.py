@@ -39,6 +39,7 @@ from quire.messages import (
     EngineStats,
     FromEngine,
     Outputs,
+    Picture,
     Ping,
     Progress,
     Ready,
@@ -253,6 +254,7 @@ class Client:
         constraint: Constraint | None = None,
         tenant: str = "",
         start_by: float = 0.0,
+        pictures: Sequence[Picture] = (),
     ) -> None:
         """Send one request; its outputs go to `stream`.
 
@@ -268,7 +270,10 @@ class Client:
         group = -1 if first is None else first.id
         ids = pack_ids(prompt_ids)
         self._send(
-            AddRequest(id_, ids, params, stop_token_ids, priority, cache_salt, group, constraint, tenant, start_by)
+            AddRequest(
+                *(id_, ids, params, stop_token_ids, priority, cache_salt, group, constraint, tenant, start_by),
+                pictures=list(pictures),
+            )
         )
 
     def reset_prefix_cache(self) -> None:

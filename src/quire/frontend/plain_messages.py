@@ -9,10 +9,12 @@ import msgspec
 from quire.errors import RequestError
 from quire.frontend.aliases import with_both_names
 from quire.frontend.decode import check_depth, printable
+from quire.frontend.media.parts import is_picture, source_of
 
 
 def plain_message(message: dict[str, Any], index: int) -> dict[str, Any]:
-    """A message as templates expect it: content as one text, arguments of tool calls as objects."""
+    """A message as templates expect it: content as one text, or as parts where there are pictures among them; arguments
+    of tool calls as objects."""
     where = f"messages[{index}]"
     role = message.get("role")
     if not isinstance(role, str) or not role or len(role) > 64:
@@ -25,25 +27,33 @@ def plain_message(message: dict[str, Any], index: int) -> dict[str, Any]:
     return plain
 
 
-def _plain_content(content: Any, where: str) -> str | None:
+def _plain_content(content: Any, where: str) -> str | list[dict[str, Any]] | None:
     if content is None or isinstance(content, str):
         return content
     if not isinstance(content, list):
         raise RequestError(f"{where}.content must be text or a list of text parts.", param="messages")
-    texts = []
+    parts: list[dict[str, Any]] = []
     for i, part in enumerate(content):
         kind = part.get("type") if isinstance(part, dict) else None
+        if is_picture(part):
+            source = source_of(part, f"{where}.content[{i}]")
+            if not isinstance(source.data, str):
+                raise RequestError(f"{source.where} must be a data: URL.", param="messages", code="invalid_picture")
+            parts.append({"type": "image", "source": source})
+            continue
         if kind != "text":
             shown = printable(kind) if isinstance(kind, str) else "?"
             raise RequestError(
-                f"{where}.content[{i}] has type {shown!r}; this model takes parts of type 'text' only.",
+                f"{where}.content[{i}] has type {shown!r}; parts are of type 'text' or 'image_url'.",
                 param="messages",
                 code="unsupported_content",
             )
         if not isinstance(part.get("text"), str):
             raise RequestError(f"{where}.content[{i}].text must be text.", param="messages")
-        texts.append(part["text"])
-    return "\n".join(texts)
+        parts.append({"type": "text", "text": part["text"]})
+    if any(part["type"] != "text" for part in parts):
+        return parts
+    return "\n".join(part["text"] for part in parts)
 
 
 def _plain_calls(calls: Any, where: str) -> list[dict[str, Any]]:

@@ -21,13 +21,15 @@ from quire.checkpoint import ModelFacts
 from quire.errors import RequestError, UnavailableError
 from quire.frontend.candidates import candidates
 from quire.frontend.fitting import CONTEXT_CODE, Fit
+from quire.frontend.media import Media, TextOnly
+from quire.frontend.media import Ready as ReadyPicture
 from quire.frontend.parsers import Parser, ToolPlan, detect, find_thoughts, make_parser
 from quire.frontend.repetition import RepetitionWatch
 from quire.frontend.streams import RequestStream
 from quire.frontend.structured import HeldTo, gate_of, grammar_of
 from quire.frontend.templates import ChatTemplate
 from quire.frontend.tokenizer import Tokenizer
-from quire.messages import Constraint, EngineStats, Ready
+from quire.messages import Constraint, EngineStats, Picture, Ready
 from quire.observability.metrics import Metrics
 from quire.params import SamplingParams
 from quire.ranges import MAX_LOGPROBS
@@ -63,6 +65,7 @@ class EngineClient(Protocol):
         constraint: Constraint | None = None,
         tenant: str = "",
         start_by: float = 0.0,
+        pictures: Sequence[Picture] = (),
     ) -> None: ...
 
 
@@ -92,6 +95,7 @@ class PreparedRequest:
         tenant: who asks, where the engine is shared out.
         start_by: monotonic seconds; not begun by then it ends. 0 is never.
         follower: told how it gets on.
+        pictures: where in the prompt they are.
     """
 
     prompt_ids: list[int]
@@ -107,6 +111,7 @@ class PreparedRequest:
     tenant: str = ""
     start_by: float = 0.0
     follower: Follower | None = None
+    pictures: Sequence[Picture] = ()
 
 
 class TextService:
@@ -124,6 +129,7 @@ class TextService:
         max_logprobs: most log-probabilities per token; -1 is no limit.
         by_priority: whether the engine minds the priority of requests.
         tool_parser, reasoning_parser: names; None finds them from the template and the model's type.
+        media: what knows about the model's pictures; default: it takes none.
 
     Raises:
         ConfigError: there is no parser of that name.
@@ -144,8 +150,10 @@ class TextService:
         by_priority: bool = False,
         tool_parser: str | None = None,
         reasoning_parser: str | None = None,
+        media: Media | None = None,
     ) -> None:
         self.tokenizer = tokenizer
+        self.media: Media = media or TextOnly()
         self.template = template
         self.client = client
         self.default_sampling = _default_sampling(facts.sampling if use_generation_config else {})
@@ -165,6 +173,7 @@ class TextService:
     def close(self) -> None:
         """Give back the threads."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+        self.media.close()
         self.tokenizer.close()
 
     def answer_parser(self, plan: ToolPlan, prompt: str | None) -> Parser:
@@ -258,7 +267,7 @@ class TextService:
                 code=CONTEXT_CODE,
             )
         chosen = self.template if template is None else ChatTemplate(template, self.tokenizer.special_tokens)
-        return chosen.render(messages, **options)
+        return chosen.render(self.media.for_template(chosen, messages), **options)
 
     async def render_chat_async(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
         """The same in a thread, since a template may take its time."""
@@ -291,6 +300,7 @@ class TextService:
         markers: tuple[str, ...] = (),
         grammar: HeldTo | None = None,
         thinks: bool = False,
+        pictures: Sequence[ReadyPicture] = (),
     ) -> PreparedRequest:
         """Check a request against the model and fill what it leaves open.
 
@@ -308,6 +318,7 @@ class TextService:
             markers: special tokens that stay in the text of the answer.
             grammar: what the answer is held to; default: what params.structured_outputs say.
             thinks: the answer may begin with thoughts, which no grammar holds.
+            pictures: one for each placeholder in the prompt.
 
         Raises:
             RequestError: with the field, what was seen and the limit.
@@ -317,7 +328,13 @@ class TextService:
         if isinstance(prompt, str):
             text, prompt = prompt, self.encode(prompt, add_special_tokens=add_special_tokens)
         fit = self.fit
-        prompt_ids = fit.truncated(fit.checked_ids(prompt, param), params, default_max_tokens)
+        whole, placed = self.media.placed(fit.checked_ids(prompt, param), pictures, param)
+        prompt_ids = fit.truncated(whole, params, default_max_tokens)
+        if placed and prompt_ids is not whole:
+            raise RequestError(
+                f"truncate_prompt_tokens: the prompt has {len(whole)} tokens, and with pictures in it none is cut off.",
+                param="truncate_prompt_tokens",
+            )
         params = copy(params)
         params.max_tokens = fit.max_tokens(len(prompt_ids), params, param, default_max_tokens)
         if params.thinking_token_budget is not None:
@@ -338,6 +355,7 @@ class TextService:
             arrival,
             markers,
             self._constraint(params, grammar, text if thinks else None),
+            pictures=placed,
         )
 
     def held_to(self, wanted: StructuredOutputsParams) -> HeldTo:
@@ -411,6 +429,7 @@ class TextService:
                     constraint=prepared.constraint,
                     tenant=prepared.tenant,
                     start_by=prepared.start_by,
+                    pictures=prepared.pictures,
                 )
                 streams.append(stream)
         except BaseException:

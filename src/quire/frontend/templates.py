@@ -142,13 +142,18 @@ class ChatTemplate:
 
     def _render_open(self, messages: Sequence[Mapping[str, Any]], **rest: Any) -> str:
         """Render with a mark at the end of the last message, and cut there."""
-        if not messages or not isinstance(messages[-1].get("content"), str):
+        content = messages[-1].get("content") if messages else None
+        parts = list(content) if isinstance(content, list) else []
+        last = parts[-1].get("text") if parts and isinstance(parts[-1], Mapping) else content
+        if not isinstance(last, str):
             raise RequestError(
                 "continue_final_message needs a last message with text to continue.", param="continue_final_message"
             )
-        content: str = messages[-1]["content"]
         mark = "\u2402quire-continues-here\u2403"
-        marked = [*messages[:-1], {**messages[-1], "content": content.rstrip() + mark}]
+        opened: Any = last.rstrip() + mark
+        if parts:
+            opened = [*parts[:-1], {**parts[-1], "text": opened}]
+        marked = [*messages[:-1], {**messages[-1], "content": opened}]
         text = self.render(marked, add_generation_prompt=False, **rest)
         if mark not in text:
             raise RequestError(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from quire.checkpoint import resolve
 from quire.config import ModelConfig
 from quire.errors import ConfigError
 from quire.frontend.templates import ChatTemplate
 from quire.frontend.tokenizer import Tokenizer
+from quire.sources import tokenizer_folder
 
 
 def load_text_side(model: ModelConfig, template_file: str | None = None) -> tuple[Tokenizer, ChatTemplate]:
@@ -21,8 +21,7 @@ def load_text_side(model: ModelConfig, template_file: str | None = None) -> tupl
     Raises:
         ConfigError: something is missing or cannot be read.
     """
-    folder = resolve(model.tokenizer or model.model, None if model.tokenizer else model.revision, weights=False)
-    tokenizer = Tokenizer.from_folder(folder)
+    tokenizer = Tokenizer.from_folder(tokenizer_folder(model))
     source = tokenizer.chat_template if template_file is None else _read(template_file)
     return tokenizer, ChatTemplate(source, tokenizer.special_tokens)
 

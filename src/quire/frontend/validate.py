@@ -12,6 +12,7 @@ from quire.errors import RequestError
 from quire.frontend.combinations import adjusted, check_together
 from quire.frontend.decode import printable
 from quire.frontend.form import notices_of_form, wanted_form
+from quire.frontend.media.parts import sources_in
 from quire.frontend.parsers import ToolPlan, check_calls_in_messages, plan_tools
 from quire.frontend.plain_messages import plain_message
 from quire.frontend.templates import RESERVED
@@ -101,6 +102,10 @@ class GenerateRequest(Request, kw_only=True):
     guided_choice: list[str] | None = None
     guided_grammar: str | None = None
     guided_whitespace_pattern: str | None = None
+
+    def num_picture_chars(self) -> int:
+        """Of its body, those that are pictures."""
+        return 0
 
     def wanted_form(self) -> StructuredOutputsParams | None:
         """What the answer must look like; None if it is free.
@@ -273,6 +278,9 @@ class ChatRequest(GenerateRequest, kw_only=True):
             )
         check_calls_in_messages(self.messages)
         self.messages = [plain_message(message, i) for i, message in enumerate(self.messages)]
+
+    def num_picture_chars(self) -> int:
+        return sum(len(source.data) for source in sources_in(self.messages))
 
     def tool_plan(self) -> ToolPlan:
         """What its tools mean for the answer.

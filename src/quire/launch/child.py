@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from quire.checkpoint import ModelFacts, read_facts, resolve
+from quire.checkpoint import ModelFacts, read_facts
 from quire.config import EngineConfig
 from quire.engine.core import BrokenEngine, EngineCore, one_line
 from quire.engine.executors import InlineExecutor, ThreadExecutor
@@ -22,6 +22,7 @@ from quire.engine.grammar.pace import Pace
 from quire.engine.kv.manager import KVManager
 from quire.engine.kv.pool import BlockPool
 from quire.engine.process import EngineProcess, Wire
+from quire.engine.scheduler.encoder import EncoderBudget
 from quire.engine.scheduler.limits import Limit, LongPromptCap, MixedStep
 from quire.engine.scheduler.policy import POLICIES
 from quire.engine.scheduler.scheduler import Scheduler
@@ -32,10 +33,11 @@ from quire.lifeline import die_with_parent
 from quire.messages import EngineFailed, Progress, Ready, StartFailed
 from quire.observability import logs
 from quire.observability.heartbeat import FILE, Heartbeat
+from quire.sources import model_folder
 from quire.worker.kernels import native_build
 
 if TYPE_CHECKING:
-    from quire.worker.worker import Worker
+    from quire.worker.worker import Worker, WorkerFacts
 
 log = logging.getLogger("quire.engine")
 
@@ -54,7 +56,7 @@ def main() -> None:
     try:
         worker, ready, facts = _build_worker(config, wire)
         pace = Pace()
-        scheduler = _build_scheduler(config, ready, pace)
+        scheduler = _build_scheduler(config, ready, pace, worker.facts)
         constraints = build_constraints(config, facts, ready, scheduler, pace)
     except Exception as error:  # noqa: BLE001 - every cause of a failed start goes to the parent
         _report(error, wire)
@@ -113,8 +115,8 @@ def _build_worker(config: EngineConfig, wire: Wire) -> tuple[Worker, Ready, Mode
     started = time.monotonic()
     if may_run_on_cpu(config) and config.model.cpu_kernels != "torch":
         native_build.current()  # compiles, if it must, while torch is imported and weights are read
-    folder = resolve(config.model.model, config.model.revision, weights=config.model.load_format != "dummy")
-    facts = read_facts(folder)
+    folder = model_folder(config.model, weights=True)
+    facts = read_facts(folder, config.model.hf_overrides)
     resolved = time.monotonic()
     from quire.worker.worker import Worker  # the first import of torch, a second or two
 
@@ -141,14 +143,15 @@ def _build_worker(config: EngineConfig, wire: Wire) -> tuple[Worker, Ready, Mode
     return worker, ready, facts
 
 
-def _build_scheduler(config: EngineConfig, ready: Ready, pace: Pace) -> Scheduler:
+def _build_scheduler(config: EngineConfig, ready: Ready, pace: Pace, found: WorkerFacts) -> Scheduler:
     threshold = config.scheduler.long_prefill_token_threshold
     limits: list[Limit] = []
     if threshold:
         limits.append(LongPromptCap(threshold))
     if ready.mixed_sizes:
         limits.append(MixedStep(tuple(ready.mixed_sizes), ready.mixed_patience, ready.mixed_alone))
-    limits.append(pace)
+    encoders = () if found.pictures is None else (EncoderBudget(found.pictures.num_slots, found.pictures.per_step),)
+    limits += [pace, *encoders]
     pool = BlockPool(ready.num_blocks)
     return Scheduler(
         KVManager(pool, ready.block_size, prefix_caching=config.cache.enable_prefix_caching),
@@ -157,6 +160,7 @@ def _build_scheduler(config: EngineConfig, ready: Ready, pace: Pace) -> Schedule
         max_model_len=ready.max_model_len,
         policy=POLICIES[config.scheduler.scheduling_policy],
         limits=tuple(limits),
+        riders=encoders,
         chunked_prefill=config.scheduler.enable_chunked_prefill,
     )
 

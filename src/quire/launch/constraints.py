@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from quire.checkpoint import ModelFacts, resolve
+from quire.checkpoint import ModelFacts
 from quire.config import EngineConfig
 from quire.engine.grammar.keeper import Keeper
 from quire.engine.grammar.library import Library
@@ -14,6 +14,7 @@ from quire.engine.grammar.wire import Setup
 from quire.engine.scheduler.scheduler import Scheduler
 from quire.frontend.tokenizer import Tokenizer
 from quire.messages import Ready
+from quire.sources import tokenizer_folder
 
 NUM_WAITING = 1024
 """Requests that may have a first mask while they wait in line; more of them wait for theirs."""
@@ -27,7 +28,7 @@ def build_constraints(
 ) -> Keeper:
     """No process is started yet."""
     model, limits = config.model, config.structured
-    folder = resolve(model.tokenizer or model.model, None if model.tokenizer else model.revision, weights=False)
+    folder = tokenizer_folder(model)
     cores = len(os.sched_getaffinity(0))
     num_lines = ready.max_num_seqs + NUM_WAITING
     setup = Setup(

@@ -224,6 +224,8 @@ _ENGINE_COUNTERS: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = 
     ("num_preemptions", "Requests that lost their KV blocks and were recomputed.", lambda s: s.num_preemptions),
     ("prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", lambda s: s.prefix_queries),
     ("prefix_cache_hits", "Prompt tokens found in the prefix cache.", lambda s: s.prefix_hits),
+    ("mm_cache_queries", "Pictures looked up among those that are encoded.", lambda s: s.picture_queries),
+    ("mm_cache_hits", "Pictures that were encoded already.", lambda s: s.picture_hits),
     ("quire:engine_steps", "Steps the engine took.", lambda s: s.num_steps),
     ("quire:engine_step_tokens", "Tokens of all steps together.", lambda s: s.num_step_tokens),
 )

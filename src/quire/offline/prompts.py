@@ -1,6 +1,7 @@
 """The forms in which `LLM` takes prompts and parameters.
 
 "text"   [1, 2, 3]   {"prompt": "text"}   {"prompt_token_ids": [1, 2, 3]}   one of these, or a list of them
+{"prompt": "USER: <image> ...", "multi_modal_data": {"image": IMAGE or [IMAGE, ...]}}
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar, cast
 
 from quire.errors import RequestError
+from quire.frontend.media import Source
+from quire.frontend.media.parts import source_of
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
 T = TypeVar("T")
@@ -18,18 +21,21 @@ _NOT_OFFERED = {
     "prompt_embeds": "prompts are text or token ids",
     "encoder_prompt": "encoder-decoder models are not offered",
     "decoder_prompt": "encoder-decoder models are not offered",
-    "multi_modal_data": "this model takes text only",
-    "multi_modal_uuids": "this model takes text only",
-    "mm_processor_kwargs": "this model takes text only",
+    "multi_modal_uuids": "pictures are known by what is in them",
+    "mm_processor_kwargs": "pictures are made ready as the checkpoint says",
 }
 
 
+_KEYS = ("prompt", "prompt_token_ids", "cache_salt", "multi_modal_data")
+
+
 class Unwrapped(NamedTuple):
-    """One prompt: what is run, the text that came with token ids, and its cache salt."""
+    """One prompt: what is run, the text that came with token ids, its cache salt, and its pictures."""
 
     prompt: str | Sequence[int]
     text: str | None = None
     cache_salt: str = ""
+    pictures: tuple[Source, ...] = ()
 
 
 def as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
@@ -59,9 +65,9 @@ def unwrap(prompt: Prompt) -> Unwrapped:
     if not isinstance(prompt, Mapping):
         return Unwrapped(prompt)
     for key, value in prompt.items():
-        if key in ("prompt", "prompt_token_ids", "cache_salt") or (key in _NOT_OFFERED and not value):
+        if key in _KEYS or (key in _NOT_OFFERED and not value):
             continue
-        reason = _NOT_OFFERED.get(str(key), "a prompt has 'prompt' or 'prompt_token_ids', and 'cache_salt'")
+        reason = _NOT_OFFERED.get(str(key), f"there are {', '.join(_KEYS)}")
         raise RequestError(f"{key!r} in a prompt: {reason}.", param="prompts", code="unsupported_parameter")
     ids, text, salt = prompt.get("prompt_token_ids"), prompt.get("prompt"), prompt.get("cache_salt") or ""
     if ids is None and text is None:
@@ -70,7 +76,31 @@ def unwrap(prompt: Prompt) -> Unwrapped:
         )
     if not isinstance(text, str | None) or not isinstance(salt, str) or isinstance(ids, str):
         raise RequestError("'prompt' and 'cache_salt' must be text, 'prompt_token_ids' integers.", param="prompts")
-    return Unwrapped(text or "", None, salt) if ids is None else Unwrapped(ids, text, salt)
+    pictures = _pictures(prompt.get("multi_modal_data"))
+    return Unwrapped(text or "", None, salt, pictures) if ids is None else Unwrapped(ids, text, salt, pictures)
+
+
+def _pictures(data: Any) -> tuple[Source, ...]:
+    """What `multi_modal_data` holds: {"image": one or several of them}.
+
+    Raises:
+        RequestError: it holds anything else.
+    """
+    field = "multi_modal_data"
+    if not data:
+        return ()
+    if not isinstance(data, Mapping):
+        raise RequestError(
+            f"{field} must be a dict such as {{'image': IMAGE}}, got {type(data).__name__}.", param=field
+        )
+    others = [str(key) for key, value in data.items() if key != "image" and value]
+    if others:
+        raise RequestError(f"{field} takes 'image', got {others[0][:40]!r}.", param=field, code="unsupported_content")
+    given = data.get("image")
+    if given is None:
+        return ()
+    several = given if isinstance(given, list | tuple) else [given]
+    return tuple(source_of({"type": "image", "image": one}, f"{field}.image[{i}]") for i, one in enumerate(several))
 
 
 def one_each(given: T | Sequence[T] | None, count: int, default: T, name: str) -> Sequence[T]:
@@ -95,7 +125,7 @@ def refuse_lora(request: Any) -> None:
 
 
 def refuse_content(content_format: str, mm_processor_kwargs: Any) -> None:
-    """Messages are text: there is one format for their content, and nothing to process."""
+    """The format of messages' content is found from the template, and pictures are made ready in one way."""
     if content_format not in ("auto", "string"):
         raise RequestError(
             f"chat_template_content_format must be 'auto' or 'string', got {content_format!r}.",
@@ -103,7 +133,8 @@ def refuse_content(content_format: str, mm_processor_kwargs: Any) -> None:
         )
     if mm_processor_kwargs:
         raise RequestError(
-            "mm_processor_kwargs: this model takes text only; leave it out.", param="mm_processor_kwargs"
+            "mm_processor_kwargs: pictures are made ready as the checkpoint says; leave it out.",
+            param="mm_processor_kwargs",
         )
 
 

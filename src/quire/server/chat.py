@@ -18,7 +18,7 @@ from quire.frontend.parsers import (
     read_whole,
 )
 from quire.frontend.parsers.compose import PlainParser
-from quire.frontend.service import PreparedRequest
+from quire.frontend.service import PreparedRequest, TextService
 from quire.frontend.streams import Delta
 from quire.frontend.validate import ChatRequest
 from quire.server.generate import Call, ChoiceWriter, GenerateRoute, with_usage
@@ -33,6 +33,9 @@ class ChatCompletions(GenerateRoute[ChatRequest]):
     id_prefix = "chatcmpl"
     answer_object = "chat.completion"
     chunk_object = "chat.completion.chunk"
+
+    def more_body_bytes(self, service: TextService) -> int:
+        return service.media.more_body_bytes
 
     async def prepare(self, call: Call[ChatRequest]) -> list[PreparedRequest]:
         request, service = call.request, call.service
@@ -49,6 +52,9 @@ class ChatCompletions(GenerateRoute[ChatRequest]):
         tools = request.tools if request.tool_choice != "none" else None
         if tools and service.tool_parser is None and plan.schema is None:
             call.warnings.append("tools has no effect: this model's chat template takes none.")
+        sources = service.media.sources(request.messages)
+        call.warnings += [note for source in sources if (note := source.note)]
+        pictures = await service.media.read_async(sources)
         text = await service.render_chat_async(
             request.messages,
             template=request.chat_template,
@@ -80,6 +86,7 @@ class ChatCompletions(GenerateRoute[ChatRequest]):
                 markers=service.answer_parser(plan, text).markers,
                 grammar=grammar,
                 thinks=True,
+                pictures=pictures,
             )
         except RequestError as error:
             if error.param == "max_tokens" and request.max_completion_tokens is not None:

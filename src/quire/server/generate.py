@@ -24,7 +24,7 @@ from quire.server.asgi import ClientGone, Receive, Scope, Send, answer, header, 
 from quire.server.channel import channel_of
 from quire.server.deadline import Deadline
 from quire.server.errors import describe
-from quire.server.limits import read_json_body
+from quire.server.limits import MAX_BODY_BYTES, read_json_body
 from quire.server.outcome import collected, found_by_beams, made
 from quire.server.sse import DONE, ChunkWriter, EventStream, encode, event
 from quire.server.state import ServerState, new_id
@@ -114,11 +114,11 @@ class GenerateRoute(ABC, Generic[R]):
         service = self._state.require_service()
         visit: Visit = scope[VISIT]
         visit.look()
-        body = await read_json_body(scope, receive)
+        body = await read_json_body(scope, receive, MAX_BODY_BYTES + self.more_body_bytes(service))
         request, warnings = decode(body, self.kind, strict=self._state.strict)
         self._state.check_model(request.model)
         deadline = Deadline.of(scope, request.timeout, arrival)
-        visit.claim(request.num_completions, len(body))
+        visit.claim(request.num_completions, len(body) - request.num_picture_chars())
         del body
         if request.priority and not service.by_priority:
             warnings.append("priority has no effect here: the server runs without --scheduling-policy priority.")
@@ -142,6 +142,10 @@ class GenerateRoute(ABC, Generic[R]):
             log.debug("%s: the client is gone", call.id)
 
     # ---- for subclasses ------------------------------------------------------------------------------------------
+
+    def more_body_bytes(self, service: TextService) -> int:
+        """By which bodies may be larger than others are."""
+        return 0
 
     @abstractmethod
     async def prepare(self, call: Call[R]) -> list[PreparedRequest]:

@@ -33,28 +33,28 @@ def check_headers(scope: Scope) -> None:
         raise HttpError(431, _TOO_LARGE)
 
 
-async def read_json_body(scope: Scope, receive: Receive) -> bytes:
-    """The whole body of a request that carries JSON.
+async def read_json_body(scope: Scope, receive: Receive, most: int = MAX_BODY_BYTES) -> bytes:
+    """The whole body of a request that carries JSON, of at most so many bytes.
 
     Raises:
         HttpError: 408, 413 or 415.
     """
     _check_media_type(scope)
     length = header(scope, b"content-length")
-    if length is not None and length.isdecimal() and int(length[:20]) > MAX_BODY_BYTES:
-        raise _too_large()
+    if length is not None and length.isdecimal() and int(length[:20]) > most:
+        raise _too_large(most)
     channel = channel_of(scope)
     body = channel.whole_body() if channel is not None else None
-    if body is not None and len(body) <= MAX_BODY_BYTES:
+    if body is not None and len(body) <= most:
         return body
     try:
         async with asyncio.timeout(READ_SECONDS):
-            return await _read(receive)
+            return await _read(receive, most)
     except TimeoutError:
         raise HttpError(408, f"The body did not arrive within {READ_SECONDS:g} s.", {"connection": "close"}) from None
 
 
-async def _read(receive: Receive) -> bytes:
+async def _read(receive: Receive, most: int) -> bytes:
     chunks: list[bytes] = []
     size = 0
     while True:
@@ -63,15 +63,15 @@ async def _read(receive: Receive) -> bytes:
             raise HttpError(400, "The client closed the connection before the body was complete.")
         chunk: bytes = message.get("body", b"")
         size += len(chunk)
-        if size > MAX_BODY_BYTES:
-            raise _too_large()
+        if size > most:
+            raise _too_large(most)
         chunks.append(chunk)
         if not message.get("more_body"):
             return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
-def _too_large() -> HttpError:
-    return HttpError(413, f"The body is larger than {MAX_BODY_BYTES} bytes.", {"connection": "close"})
+def _too_large(most: int) -> HttpError:
+    return HttpError(413, f"The body is larger than {most} bytes.", {"connection": "close"})
 
 
 def _check_media_type(scope: Scope) -> None:

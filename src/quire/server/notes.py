@@ -45,7 +45,7 @@ NOTES: dict[str, str] = {
     "logprob_token_ids": f"Up to {MAX_LISTED} tokens that logprobs tell of instead of the likeliest; needs logprobs.",
     "logit_bias": "Added to the logits of tokens, by token id.",
     "max_completion_tokens": "As many as fit if not given.",
-    "messages": f"role and content (text, or text parts) each; JSON at most {MAX_DEPTH} levels deep.",
+    "messages": f"role and content (text, or parts: text, image_url) each; JSON at most {MAX_DEPTH} levels deep.",
     "min_tokens": "No end before so many tokens.",
     "model": "One of the served names; may be left out.",
     "n": f"Answers per prompt, in 1..{MAX_CHOICES}.",

@@ -15,12 +15,12 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from quire.checkpoint import read_facts, resolve
 from quire.config import EngineConfig, ServerConfig
 from quire.errors import EngineDeadError
 from quire.server.banner import LoadingLine, banner
 from quire.server.keys import keys_of
 from quire.server.listen import listen_together, url_of
+from quire.sources import model_facts
 
 if TYPE_CHECKING:
     from quire.frontend.client import Client
@@ -62,7 +62,7 @@ def run(engine_config: EngineConfig, server_config: ServerConfig) -> int:
         metrics_sock = None
         if metrics_port is not None:
             [metrics_sock] = listen_together(server_config.host, metrics_port, 1, with_others=shares)
-        read_facts(resolve(model.model, model.revision, weights=False))  # what is wrong with it is said at once
+        model_facts(model)  # what is wrong with it is said at once
         import uvloop
 
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -14,9 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quire.checkpoint import read_facts, resolve
 from quire.config import EngineConfig, ServerConfig
 from quire.errors import ConfigError
+from quire.frontend.media import load_media
 from quire.frontend.service import TextService
 from quire.frontend.text_side import load_text_side
 from quire.observability.cells import Cells, SharedCells
@@ -27,6 +27,7 @@ from quire.server.auth import Gate, hosts_of
 from quire.server.keys import Key, keys_of
 from quire.server.state import ServerState
 from quire.server.web import make_room, web_server
+from quire.sources import model_facts
 
 if TYPE_CHECKING:
     from quire.frontend.client import Client
@@ -111,8 +112,9 @@ class ApiServer:
         """Read the tokenizer while the engine loads."""
         model, config = self._engine_config.model, self._config
         loop = asyncio.get_running_loop()
-        facts = read_facts(resolve(model.model, model.revision, weights=False))
+        facts = model_facts(model)
         tokenizer, template = await loop.run_in_executor(None, load_text_side, model, config.chat_template)
+        media = load_media(facts, self._engine_config.media, tokenizer, self.state.names[0])
         ready = await self._client.wait_ready()
         self.state.metrics.set_max_model_len(ready.max_model_len)
         return TextService(
@@ -128,6 +130,7 @@ class ApiServer:
             by_priority=self._engine_config.scheduler.scheduling_policy == "priority",
             tool_parser=config.tool_call_parser,
             reasoning_parser=config.reasoning_parser,
+            media=media,
         )
 
     def begin(self, service: TextService) -> None:

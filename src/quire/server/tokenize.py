@@ -9,7 +9,7 @@ from quire.frontend.service import TextService
 from quire.frontend.validate import DetokenizeRequest, TokenizeRequest
 from quire.server.asgi import Receive, Scope, Send, answer
 from quire.server.generate import warnings_header
-from quire.server.limits import read_json_body
+from quire.server.limits import MAX_BODY_BYTES, read_json_body
 from quire.server.sse import encode
 from quire.server.state import ServerState
 
@@ -22,13 +22,17 @@ class Tokenize:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         service = self._state.require_service()
-        request, warnings = decode(await read_json_body(scope, receive), TokenizeRequest, strict=self._state.strict)
+        body = await read_json_body(scope, receive, MAX_BODY_BYTES + service.media.more_body_bytes)
+        request, warnings = decode(body, TokenizeRequest, strict=self._state.strict)
         self._state.check_model(request.model)
+        pictures = await service.media.read_async(service.media.sources(request.messages or []))
         text, special = await _text(request, service)
         ids = await service.encode_any_async(text, add_special_tokens=special)
+        if request.messages is not None:
+            ids, _ = service.media.placed(ids, pictures, "messages")
         texts = [service.tokenizer.token_text(i) for i in ids] if request.return_token_strs else None
-        body: dict[str, Any] = {"count": len(ids), "max_model_len": service.max_model_len, "tokens": ids}
-        await answer(send, encode({**body, "token_strs": texts}), headers=warnings_header(warnings))
+        found: dict[str, Any] = {"count": len(ids), "max_model_len": service.max_model_len, "tokens": ids}
+        await answer(send, encode({**found, "token_strs": texts}), headers=warnings_header(warnings))
 
 
 class Detokenize:

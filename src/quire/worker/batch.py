@@ -33,6 +33,7 @@ class Batch:
         block_size: tokens per block.
         counts: tokens of each request in this step, on the host.
         kv_bounds: an upper bound of each kv_len, on the host.
+        inserts: (places [n], vectors [n, hidden]): tokens of this step whose embedding is not looked up; mostly none.
         attention_plan: what the backend's `plan` returned for this step.
     """
 
@@ -48,6 +49,7 @@ class Batch:
     block_size: int
     counts: tuple[int, ...]
     kv_bounds: tuple[int, ...]
+    inserts: tuple[tuple[torch.Tensor, torch.Tensor], ...] = ()
     attention_plan: Any = None
 
     def planned(self, attention_plan: Any) -> Batch:

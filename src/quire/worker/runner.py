@@ -13,6 +13,7 @@ from quire.messages import NewRow, StepPlan, StepResult
 from quire.worker.attention.protocol import AttentionBackend
 from quire.worker.inputs import build_batch
 from quire.worker.kernels.protocol import Kernels
+from quire.worker.pictures import Pictures
 from quire.worker.rows import Rows, to_device
 from quire.worker.sampling.logprobs import LogprobTensors, Wanted, copy_to_host, to_host
 from quire.worker.sampling.prompt import PromptScorer, Scored
@@ -79,6 +80,7 @@ class Runner:
         sampler: logits to tokens.
         scorer: log-probabilities of prompts; a step that has any runs eagerly.
         graphs: shapes of step that are captured, the first that takes a step runs it; empty where none are.
+        pictures: of a model that takes any; a step that has some runs eagerly.
     """
 
     def __init__(
@@ -91,6 +93,7 @@ class Runner:
         sampler: RowSampler,
         scorer: PromptScorer,
         graphs: tuple[Graphs, ...] = (),
+        pictures: Pictures | None = None,
     ) -> None:
         self._model = model
         self._backend = backend
@@ -100,6 +103,7 @@ class Runner:
         self._sampler = sampler
         self._scorer = scorer
         self.graphs = graphs
+        self._pictures = pictures
         self._logits: torch.Tensor | None = None
         self._scored: Scored | None = None
         self._pending: Pending | None = None
@@ -108,7 +112,7 @@ class Runner:
     def forward(self, plan: StepPlan) -> None:
         """Apply the row changes and run the model. A captured step may sample as well; others keep their logits."""
         self._start(plan)
-        whole = self._scorer.wants(plan)
+        whole = self._scorer.wants(plan) or bool(plan.pictures)
         graphs = None if whole else next((graphs for graphs in self.graphs if graphs.takes(plan)), None)
         launched = self._eager(plan) if graphs is None else graphs.launch(plan)
         if launched is None or isinstance(launched, torch.Tensor):
@@ -172,6 +176,8 @@ class Runner:
         """Logits [samples, vocab] of any step, None if nothing samples."""
         self._rows.grow(plan.new_blocks)
         batch = build_batch(plan, self._rows, self._kv, self._kernels)
+        for step in plan.pictures if self._pictures is not None else ():
+            batch = self._pictures.merged(plan, step, batch)
         batch = batch.planned(self._backend.plan(batch))
         hidden = self._model(batch)  # [tokens, hidden]
         self._rows.computed[batch.rows] = batch.kv_lens

@@ -24,6 +24,7 @@ from quire.worker.layers.linear import Linear
 from quire.worker.memory import GpuBudget, KVLayout, allocate_kv, cpu_available_bytes, plan_kv
 from quire.worker.models.load import load_model
 from quire.worker.native_graphs import NativeGraphs
+from quire.worker.pictures import PictureRoom, Pictures, largest_step, pick_room
 from quire.worker.quantization.select import select_scheme
 from quire.worker.rows import Rows
 from quire.worker.runner import Graphs, Pending, Runner
@@ -46,7 +47,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class WorkerFacts:
-    """What the worker settled on; `seconds` by stage of the start."""
+    """What the worker settled on; `seconds` by stage of the start, `pictures` None for a model of text only."""
 
     device: str
     dtype: str
@@ -55,6 +56,7 @@ class WorkerFacts:
     sizes: StepSizes
     max_model_len: int
     seconds: dict[str, float]
+    pictures: PictureRoom | None = None
 
 
 class Worker:
@@ -96,6 +98,11 @@ class Worker:
         num_params = sum(parameter.numel() for parameter in model.parameters())
         pace = H200 if self.device.type == "cuda" else cpu_pace(product_rate(build))
         sizes = pick_mixed_sizes(sizes, config.scheduler, num_params, len(model.kv_specs()), pace)
+        longest = model_facts.max_model_len if max_model_len == -1 else max_model_len
+        room = None
+        if (taken := getattr(model, "pictures", None)) is not None:
+            chunked = config.scheduler.enable_chunked_prefill
+            room = pick_room(config.media, taken, self.device, longest, chunked=chunked)
         house = _House(
             model,
             build,
@@ -104,8 +111,8 @@ class Worker:
             block_size=config.cache.block_size,
             use_graphs=not config.model.enforce_eager and (native is not None or has_triton_kernels(self.device)),
             native=native,
+            room=room,
         )
-        longest = model_facts.max_model_len if max_model_len == -1 else max_model_len
         compiling = time.monotonic()
         if has_triton_kernels(self.device):
             house.compile_ahead(longest)
@@ -133,6 +140,7 @@ class Worker:
             sizes=sizes,
             max_model_len=max_model_len,
             seconds={"load": loaded - started, "kernels": compiled - compiling, "memory": time.monotonic() - compiled},
+            pictures=room,
         )
 
     def forward(self, plan: StepPlan) -> None:
@@ -164,6 +172,7 @@ class _House:
     block_size: int
     use_graphs: bool
     native: NativeLibrary | None
+    room: PictureRoom | None = None
 
     def runner(self, layout: KVLayout, max_model_len: int) -> Runner:
         """A runner with its own KV cache and tables."""
@@ -173,13 +182,14 @@ class _House:
             self.native.advise(tensor)
         rows = Rows(most, max_model_len, layout.block_size, build.device)
         scorer = PromptScorer(most, self.vocab_size)
+        pictures = None if self.room is None else Pictures(self.model, self.room, build.dtype, build.device)
         if not has_triton_kernels(build.device):
             most_likely = build.kernels.most_likely  # plain or native ones, which have it
             sampler = Sampler(most, self.vocab_size, build.device, most_likely=most_likely)
             captured: tuple[Graphs, ...] = ()
             if self.native is not None and self.use_graphs and can_note(self.model):
                 captured = (NativeGraphs(self.model, build.backend, rows, kv, sampler, self.native),)
-            return Runner(self.model, build.backend, build.kernels, rows, kv, sampler, scorer, captured)
+            return Runner(self.model, build.backend, build.kernels, rows, kv, sampler, scorer, captured, pictures)
         from quire.worker.graphs import DecodeGraphs, MixedGraphs, Parts
         from quire.worker.sampling.fused import FusedSampler
 
@@ -189,7 +199,7 @@ class _House:
         if self.use_graphs and not self.model.launched_only:
             parts, pool = Parts(self.model, build.backend, rows, kv, fused), torch.cuda.graph_pool_handle()
             graphs = (DecodeGraphs(parts, most, pool), MixedGraphs(parts, self.sizes.mixed_graph_tokens, most, pool))
-        return Runner(self.model, build.backend, build.kernels, rows, kv, fused, scorer, graphs)
+        return Runner(self.model, build.backend, build.kernels, rows, kv, fused, scorer, graphs, pictures)
 
     def left_after_peak(self, budget: GpuBudget, max_model_len: int) -> tuple[int, int]:
         """What the largest step there can be leaves of the budget, and what graphs will take outside of torch."""
@@ -229,6 +239,8 @@ class _House:
             params = SamplingParams(temperature=0, logprobs=1)
         plan = _null_step(num_rows, num_tokens, max_model_len, params)
         plan.new_rows[0] = _scored(plan.new_rows[0], plan.starts[0], max_model_len)
+        if self.room is not None:
+            plan.pictures.append(largest_step(self.model.pictures, self.room, plan.rows, plan.starts))
         runner.forward(plan)
         runner.sample(plan, {}).wait()
 

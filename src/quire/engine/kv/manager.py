@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from quire.engine.kv.hashing import HashFunction, chain, root
+from quire.engine.kv.hashing import HashFunction, chain, picture_marks, root
 from quire.engine.kv.pool import ROOT, BlockPool
 from quire.engine.scheduler.request import Request
 
@@ -132,5 +132,8 @@ class KVManager:
         return digests[index + 1]
 
     def _token_bytes(self, request: Request, index: int) -> bytes:
+        """What block `index` is known by: its token ids, and the pictures that any of them stand for."""
         start = index * self.block_size
-        return request.tokens[start : start + self.block_size].tobytes()
+        end = start + self.block_size
+        data = request.tokens[start:end].tobytes()
+        return data + picture_marks(request.pictures, start, end) if request.pictures else data

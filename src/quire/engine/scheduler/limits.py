@@ -11,6 +11,20 @@ from bisect import bisect_left
 from typing import Protocol
 
 from quire.engine.scheduler.request import Request
+from quire.messages import EngineStats, StepPlan
+
+
+class Rider(Protocol):
+    """Something that steps carry besides tokens."""
+
+    def board(self, plan: StepPlan) -> None:
+        """The plan of a step is whole: add to it."""
+
+    def undo(self, plan: StepPlan) -> None:
+        """A step, the latest there is, brings no results; what it did on the device is unknown."""
+
+    def counted(self, stats: EngineStats) -> EngineStats:
+        """The counters with its own among them."""
 
 
 class Limit(Protocol):

@@ -33,6 +33,7 @@ class Request:
         stale: the device may not have the row as it is here; it is written anew.
         tenant: who asks; the scheduler shares the device out between tenants.
         start_by: on the scheduler's clock; not begun by then it ends. 0 is never.
+        pictures: in the prompt, in the order of their positions; mostly none.
         num_scored: prompt tokens whose log-probability was given out, where they are asked for; the first has none.
     """
 
@@ -56,6 +57,7 @@ class Request:
         "num_scored",
         "params",
         "parent_serial",
+        "pictures",
         "priority",
         "row",
         "seq",
@@ -77,6 +79,7 @@ class Request:
         self.group = message.group
         self.tenant = message.tenant
         self.start_by = message.start_by
+        self.pictures = message.pictures
         self.stop_token_ids = frozenset(message.stop_token_ids)
         self.tokens: array[int] = unpack_ids(message.prompt)
         self.num_prompt = len(self.tokens)

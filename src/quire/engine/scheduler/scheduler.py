@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from quire.engine.kv.manager import KVManager
 from quire.engine.scheduler.deadlines import Deadlines
-from quire.engine.scheduler.limits import Limit
+from quire.engine.scheduler.limits import Limit, Rider
 from quire.engine.scheduler.policy import Policy, WaitingQueue, fcfs
 from quire.engine.scheduler.request import NO_ROW, Request
 from quire.engine.scheduler.siblings import Siblings
@@ -66,6 +66,7 @@ class Scheduler:
         max_model_len: longest request.
         policy: order of waiting requests.
         limits: further bounds; empty by default.
+        riders: what else steps carry; empty by default.
         chunked_prefill: whether a prompt may run in parts.
         clock: monotonic seconds, for queue times and deadlines.
     """
@@ -79,6 +80,7 @@ class Scheduler:
         max_model_len: int,
         policy: Policy = fcfs,
         limits: tuple[Limit, ...] = (),
+        riders: tuple[Rider, ...] = (),
         chunked_prefill: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -87,6 +89,7 @@ class Scheduler:
         self._max_model_len = max_model_len
         self._policy = policy
         self._limits = limits
+        self._riders = riders
         self.chunked_prefill = chunked_prefill
         self._clock = clock
         self._requests: dict[int, Request] = {}
@@ -184,6 +187,8 @@ class Scheduler:
                 self._plan_waiting(plan, shares, budget)
         if not shares:
             return None
+        for rider in self._riders:
+            rider.board(plan)
         self._num_steps += 1
         self._num_step_tokens += sum(plan.counts)
         return Step(plan, shares)
@@ -211,6 +216,8 @@ class Scheduler:
 
         What became of it on the device is unknown, so their rows are written anew; their blocks stay.
         """
+        for rider in self._riders:
+            rider.undo(step.plan)
         for share, start in zip(step.shares, step.plan.starts, strict=True):
             request = share.request
             request.num_pending -= share.samples
@@ -240,7 +247,7 @@ class Scheduler:
 
     def stats(self) -> EngineStats:
         """Gauges and counters as of now."""
-        return EngineStats(
+        stats = EngineStats(
             num_running=len(self._running),
             num_waiting=len(self._requests) - len(self._running),
             kv_usage=self._kv.pool.usage,
@@ -251,6 +258,9 @@ class Scheduler:
             num_step_tokens=self._num_step_tokens,
             full=self._is_full,
         )
+        for rider in self._riders:
+            stats = rider.counted(stats)
+        return stats
 
     @property
     def _is_full(self) -> bool:

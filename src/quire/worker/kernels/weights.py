@@ -347,8 +347,8 @@ def unpack_halves(packed: torch.Tensor, columns: int) -> torch.Tensor:
 
 
 def widened(q: torch.Tensor) -> torch.Tensor:
-    """float8_e4m3fn in bfloat16, exactly. On a CPU by moving the digits to where bfloat16 has them, with an exponent that
-    is 120 less: fifteen times as fast as torch's own, which goes one by one."""
+    """float8_e4m3fn in bfloat16, exactly. On a CPU by moving the digits to where bfloat16 has them, with an exponent
+    that is 120 less: fifteen times as fast as torch's own, which goes one by one."""
     if q.device.type != "cpu":
         return q.bfloat16()
     digits = q.view(torch.int8).to(torch.int16)

@@ -208,6 +208,8 @@ class Decoder(nn.Module):
 
     def forward(self, batch: Batch) -> torch.Tensor:  # [tokens, hidden]
         hidden, residual = self.embed_tokens(batch.input_ids), None
+        for places, vectors in batch.inserts:
+            hidden = hidden.index_copy(0, places, vectors)
         turns = [rope(batch.positions) for rope in self.ropes]
         for layer, rope in zip(self.layers, self.rope_of, strict=True):
             hidden, residual = layer(hidden, residual, turns[rope], batch)

@@ -40,12 +40,13 @@ class ExpertStack(nn.Module):
         self.weight: nn.Parameter | None = None
         self.kept: tuple[Any, ...] = ()
         self._scheme: Scheme | None = None
+        self.is_settled = False
         if not isinstance(build.scheme, Later):
             self.settle(None)
 
     def settle(self, scheme: Scheme | None) -> None:
         """Take this scheme, or none; before anything is loaded."""
-        self._scheme = scheme
+        self._scheme, self.is_settled = scheme, True
         if scheme is not None:
             scheme.params(self)
             return

@@ -7,6 +7,7 @@ from torch import nn
 
 from quire.worker.layers.build import Build
 from quire.worker.quantization.protocol import Scheme
+from quire.worker.quantization.stored import Later
 
 
 class Linear(nn.Module):
@@ -48,6 +49,7 @@ class Linear(nn.Module):
     def settle(self, scheme: Scheme) -> None:
         """Take this scheme; before anything is loaded."""
         self._scheme = scheme
+        self.is_settled = not isinstance(scheme, Later)
         scheme.params(self)
 
     def finish(self) -> None:

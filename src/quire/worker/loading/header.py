@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from quire.errors import StartupError
+from quire.sources.files import Location, open_reader
 
 MAX_HEADER_BYTES = 100_000_000
 MAX_ELEMENTS = 1 << 62
@@ -32,34 +31,41 @@ BITS = {
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One tensor of a file; its bytes are [start, end) of the file."""
+    """One tensor of a file; its bytes are [start, end) of the file.
+
+    `dtype` is the format's own word. What follows is only for files whose rows or numbers differ from a checkpoint's:
+    see `gguf.py`.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     start: int
     end: int
+    heads: int = 0
+    groups: int = 0
+    less: float = 0.0
 
 
-def read_header(path: Path) -> tuple[Entry, ...]:
+def read_header(path: Location) -> tuple[Entry, ...]:
     """The tensors of a safetensors file, in the order of their bytes.
 
     Raises:
         StartupError: one line with the file, and the tensor where it is one's fault.
     """
+    reader = open_reader(path)
     try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            header_bytes = _header_bytes(path, file.read(8), size)
-            text = file.read(header_bytes)
-    except OSError as error:
-        raise StartupError(f"{path}: {error.strerror or 'cannot be read'}.") from None
+        size = reader.size
+        header_bytes = _header_bytes(path, reader.read(0, min(size, 8)), size)
+        text = reader.read(8, header_bytes)
+    finally:
+        reader.close()
     entries = _entries(path, _parse(path, text), 8 + header_bytes, size - 8 - header_bytes)
     _check_order(path, entries, 8 + header_bytes, size)
     return entries
 
 
-def _header_bytes(path: Path, first: bytes, size: int) -> int:
+def _header_bytes(path: Location, first: bytes, size: int) -> int:
     if len(first) < 8:
         raise StartupError(f"{path}: {size} bytes are too few for a safetensors file; the download may be incomplete.")
     length = int.from_bytes(first, "little")
@@ -70,7 +76,7 @@ def _header_bytes(path: Path, first: bytes, size: int) -> int:
     return length
 
 
-def _parse(path: Path, text: bytes) -> dict[str, Any]:
+def _parse(path: Location, text: bytes) -> dict[str, Any]:
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
@@ -87,7 +93,7 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
     return header
 
 
-def _entries(path: Path, header: dict[str, Any], base: int, data_bytes: int) -> tuple[Entry, ...]:
+def _entries(path: Location, header: dict[str, Any], base: int, data_bytes: int) -> tuple[Entry, ...]:
     entries = []
     for name, said in header.items():
         reason = _why_not(said, data_bytes)
@@ -119,7 +125,7 @@ def _why_not(said: Any, data_bytes: int) -> str | None:
     return None
 
 
-def _check_order(path: Path, entries: tuple[Entry, ...], base: int, size: int) -> None:
+def _check_order(path: Location, entries: tuple[Entry, ...], base: int, size: int) -> None:
     """Tensors follow one another from the header to the end of the file."""
     reached = base
     for entry in entries:

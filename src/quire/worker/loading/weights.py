@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +15,12 @@ import torch
 from torch import nn
 
 from quire.errors import StartupError
-from quire.worker.loading.files import DTYPES, TensorFile, find_tensors
+from quire.sources.files import Location
+from quire.worker.loading.blocks import BLOCKS
+from quire.worker.loading.files import DTYPES, Files, find_tensors
 from quire.worker.loading.header import Entry
 from quire.worker.loading.names import Rule, Target, original, translate
+from quire.worker.loading.stream import Job, Stream
 from quire.worker.quantization.format import FormatError
 from quire.worker.quantization.pieces import Pieces
 from quire.worker.quantization.protocol import shard_of
@@ -38,13 +41,14 @@ class _Move:
 
 
 def fill_from_files(model: nn.Module, rules: tuple[Rule, ...], folder: Path, progress: Progress) -> None:
-    """Stream a checkpoint's safetensors into the model, casting to the parameters' number format, and finish each
+    """Stream a checkpoint into the model, casting to the parameters' number format, and finish each
     layer as soon as it is full: a scheme that makes weights smaller never meets all of them in full size.
 
     Raises:
         ConfigError, StartupError: no weights, broken files, tensors missing, unknown or of another shape.
     """
-    plan = _plan(model, rules, find_tensors(folder), folder)
+    files = find_tensors(folder)
+    plan = _plan(model, rules, files, _home(folder, files))
     total = sum(move.entry.end - move.entry.start for moves in plan.values() for move in moves)
     done = 0
 
@@ -55,17 +59,20 @@ def fill_from_files(model: nn.Module, rules: tuple[Rule, ...], folder: Path, pro
 
     progress(0, total)
     left = Counter(move.owner for moves in plan.values() for move in moves if move.target)
-    with torch.no_grad():
+
+    def jobs() -> Iterator[Job[str]]:
         for path, moves in plan.items():
-            with TensorFile(path) as file:
-                for move in moves:
-                    if move.target is None:
-                        advance(move.entry.end - move.entry.start)
-                        continue
-                    file.copy(move.entry, _memory(model, move, move.target), advance)
-                    left[move.owner] -= 1
-                    if left[move.owner] == 0:
-                        _finish(model.get_submodule(move.owner), f"{folder}: {move.owner}")
+            for move in moves:
+                if move.target is None:
+                    advance(move.entry.end - move.entry.start)
+                else:
+                    yield Job(path, move.entry, _memory(model, move, move.target), move.owner)
+
+    with torch.no_grad(), Stream(advance) as stream:
+        for owner in stream.fill(jobs()):
+            left[owner] -= 1
+            if left[owner] == 0:
+                _finish(model.get_submodule(owner), f"{folder}: {owner}")
     _finish_sharing(model, set(left))
 
 
@@ -109,7 +116,12 @@ def _memory(model: nn.Module, move: _Move, target: Target) -> torch.Tensor:
     """Where a tensor goes; pieces get theirs now."""
     if move.pieces is None:
         return _place(model.get_parameter(target.name), target)
-    return move.pieces.place(target.part, move.suffix, move.entry.shape, DTYPES[move.entry.dtype])
+    return move.pieces.place(target.part, move.suffix, move.entry.shape, _dtype(move.entry) or torch.float32)
+
+
+def _dtype(entry: Entry) -> torch.dtype | None:
+    """What a tensor's numbers arrive in; those of block formats are decoded."""
+    return DTYPES.get(entry.dtype) or (torch.float32 if entry.dtype in BLOCKS else None)
 
 
 def _finish_sharing(model: nn.Module, finished: set[str]) -> None:
@@ -129,15 +141,13 @@ def _place(param: torch.Tensor, target: Target) -> torch.Tensor:
     return shard_of(param).part(param.detach(), target.part)
 
 
-def _plan(
-    model: nn.Module, rules: tuple[Rule, ...], files: dict[Path, tuple[Entry, ...]], folder: Path
-) -> dict[Path, list[_Move]]:
+def _plan(model: nn.Module, rules: tuple[Rule, ...], files: Files, folder: Location) -> dict[Location, list[_Move]]:
     """What goes where; checks names, shapes and number formats, and that nothing stays empty."""
     params, pieces = dict(model.named_parameters()), _all_pieces(model)
     seen_pieces: dict[str, set[tuple[int | None, str]]] = {owner: set() for owner, _, _ in pieces.values()}
     filled: dict[str, set[int | None]] = {name: set() for name in params}
     unexpected: list[str] = []
-    plan: dict[Path, list[_Move]] = {path: [] for path in files}
+    plan: dict[Location, list[_Move]] = {path: [] for path in files}
     for path, entry in ((path, entry) for path, entries in files.items() for entry in entries):
         target = translate(entry.name, rules)
         owner, waiting, suffix = pieces.get(target.name, ("", None, "")) if target else ("", None, "")
@@ -174,10 +184,10 @@ def _all_pieces(model: nn.Module) -> dict[str, tuple[str, Pieces, str]]:
 
 
 def _check_piece(
-    pieces: Pieces, target: Target, suffix: str, entry: Entry, path: Path, seen: set[tuple[int | None, str]]
+    pieces: Pieces, target: Target, suffix: str, entry: Entry, path: Location, seen: set[tuple[int | None, str]]
 ) -> None:
     """Whether a tensor can be this piece, and is the only one."""
-    why = pieces.why_not(target.part, suffix, entry.shape, DTYPES.get(entry.dtype))
+    why = pieces.why_not(target.part, suffix, entry.shape, _dtype(entry))
     if why is not None:
         raise StartupError(f"{path}: tensor {entry.name!r} {why}.")
     if (target.part, suffix) in seen or (
@@ -201,18 +211,24 @@ def _missing_pieces(
     ]
 
 
+def _home(folder: Path, files: Files) -> Location:
+    """What errors about all files name: the folder, or the first file where they are elsewhere."""
+    first = next(iter(files), folder)
+    return folder if isinstance(first, Path) and first.parent == folder else first
+
+
 def _has_place(params: dict[str, nn.Parameter], target: Target) -> bool:
     return target.name in params and (target.part is None or target.part < len(shard_of(params[target.name]).parts))
 
 
-def _check(param: torch.Tensor, target: Target, entry: Entry, path: Path) -> None:
+def _check(param: torch.Tensor, target: Target, entry: Entry, path: Location) -> None:
     """Whether a tensor can fill its part of the parameter."""
     view = _place(param, target)
     if tuple(view.shape) != entry.shape:
         raise StartupError(
             f"{path}: tensor {entry.name!r} has shape {list(entry.shape)}, config.json makes it {list(view.shape)}."
         )
-    stored = DTYPES.get(entry.dtype)
+    stored = _dtype(entry)
     wide_floats = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
     if stored is None or (stored != param.dtype and not (stored in wide_floats and param.dtype in wide_floats)):
         raise StartupError(

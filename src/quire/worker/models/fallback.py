@@ -12,6 +12,7 @@ Slower than a model of our own: its layers are launched one operation at a time 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,6 +37,11 @@ NAME = "quire_paged"
 class TransformersForCausalLM(nn.Module):
     """A checkpoint in transformers' own code.
 
+    Args:
+        dummy: random weights.
+        remote_code: run code of the checkpoint.
+        overrides: keys of its config that have other values.
+
     Raises:
         ConfigError: transformers is missing or does not know the architecture, or its attention cannot be replaced.
         StartupError: the weights cannot be read.
@@ -43,9 +49,18 @@ class TransformersForCausalLM(nn.Module):
 
     routes = launched_only = True
 
-    def __init__(self, folder: Path, facts: ModelFacts, build: Build, *, dummy: bool, remote_code: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        facts: ModelFacts,
+        build: Build,
+        *,
+        dummy: bool,
+        remote_code: bool,
+        overrides: Mapping[str, Any],
+    ) -> None:
         super().__init__()
-        model = _load(folder, facts, build, dummy=dummy, remote_code=remote_code)
+        model = _load(folder, facts, build, dummy=dummy, remote_code=remote_code, overrides=overrides)
         prefix = model.base_model_prefix
         self.base = getattr(model, prefix)
         setattr(model, prefix, _Given())
@@ -162,7 +177,9 @@ class _Output(SimpleNamespace):
         return (self.last_hidden_state,)[index]
 
 
-def _load(folder: Path, facts: ModelFacts, build: Build, *, dummy: bool, remote_code: bool) -> Any:
+def _load(
+    folder: Path, facts: ModelFacts, build: Build, *, dummy: bool, remote_code: bool, overrides: Mapping[str, Any]
+) -> Any:
     try:
         import transformers
     except ImportError:
@@ -177,7 +194,7 @@ def _load(folder: Path, facts: ModelFacts, build: Build, *, dummy: bool, remote_
     transformers.AttentionInterface.register(NAME, _attend)
     how = {"trust_remote_code": remote_code, "attn_implementation": NAME, "dtype": build.dtype}
     try:
-        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=remote_code)
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=remote_code, **overrides)
         known = transformers.AutoModelForCausalLM._model_mapping.get(type(config), None)
         if not remote_code and (known is None or known.__name__ not in facts.architectures):
             raise unknown(facts)  # its code would run something else under this name
@@ -187,7 +204,7 @@ def _load(folder: Path, facts: ModelFacts, build: Build, *, dummy: bool, remote_
             fill_with_random(model, 0)
         else:
             model = transformers.AutoModelForCausalLM.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, **how
+                folder, config=config, local_files_only=True, use_safetensors=True, **how
             ).to(build.device)
     except (ValueError, KeyError, ImportError) as error:
         raise ConfigError(f"{facts.config.where}: transformers cannot run it: {_first_line(error)}") from error

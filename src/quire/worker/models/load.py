@@ -12,7 +12,9 @@ from torch import nn
 
 from quire.checkpoint import ModelFacts
 from quire.config import ModelConfig
-from quire.errors import ConfigError
+from quire.errors import ConfigError, StartupError
+from quire.sources.files import read_locations
+from quire.sources.objects import bring_here
 from quire.worker.layers.build import Build
 from quire.worker.loading.names import Rule
 from quire.worker.loading.weights import fill_from_files, fill_with_random
@@ -52,7 +54,11 @@ def load_model(
     made = None if config.model_impl == "transformers" else find_class(facts)
     if made is None:
         return _by_transformers(folder, facts, build, config, stored)
-    model = made(facts, build if formats is None else replace(build, scheme=Later())).eval()
+    try:
+        model = made(facts, build if formats is None else replace(build, scheme=Later())).eval()
+    except (RuntimeError, MemoryError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        raise StartupError(f"{facts.config.where}: no model of these sizes on {build.device}: {reason}") from error
     rules: tuple[Rule, ...] = model.weight_map()
     is_dummy = config.load_format == "dummy"
     if formats is not None:
@@ -82,8 +88,16 @@ def _by_transformers(
         )
     if config.quantization is not None:
         raise ConfigError(f"--quantization {config.quantization}: models in transformers' own code keep their weights.")
+    elsewhere = read_locations(folder)
+    if elsewhere is not None and any(place.name.endswith(".gguf") for place in elsewhere[0]):
+        raise ConfigError(f"{facts.config.where}: a GGUF runs in Quire's own code only; leave --model-impl auto.")
+    if elsewhere is not None and config.load_format != "dummy":
+        bring_here(folder)
     log.info("%s runs in transformers' own code, slower than Quire's models do.", ", ".join(facts.architectures))
     from quire.worker.models.fallback import TransformersForCausalLM
 
     dummy = config.load_format == "dummy"
-    return TransformersForCausalLM(folder, facts, build, dummy=dummy, remote_code=config.trust_remote_code)
+    overrides = {key: facts.config.values[key] for key in config.hf_overrides or {}}
+    return TransformersForCausalLM(
+        folder, facts, build, dummy=dummy, remote_code=config.trust_remote_code, overrides=overrides
+    )

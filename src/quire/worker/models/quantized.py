@@ -38,7 +38,8 @@ def settle(
     """Give every layer its scheme; the number of those that are quantized.
 
     Args:
-        model: made with the scheme `Later`.
+        model: made with the scheme `Later`; layers that have another one (a vision tower's) keep it, unless the
+            checkpoint's are quantized.
         rules: its weight map.
         formats: what is said of modules by their names in the checkpoint.
         plain: of layers that are not quantized.
@@ -53,10 +54,10 @@ def settle(
         if not isinstance(module, Linear | ExpertStack):
             continue
         found = _formats(name, len(module.out_parts), rules, formats, present)
-        if any(found):
+        if any(found) and (present is not None or not module.is_settled):
             num += 1
             module.settle(Stored(found))
-        else:
+        elif not module.is_settled:
             other = head if _is_head(name) else plain
             module.settle(None if isinstance(module, ExpertStack) else other)  # type: ignore[arg-type]
     return num

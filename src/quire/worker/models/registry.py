@@ -18,6 +18,7 @@ MODELS = {
     "Gemma3ForCausalLM": "gemma",
     "GemmaForCausalLM": "gemma",
     "LlamaForCausalLM": "llama",
+    "LlavaForConditionalGeneration": "llava",
     "MistralForCausalLM": "mistral",
     "MixtralForCausalLM": "mistral",
     "Phi3ForCausalLM": "phi3",
