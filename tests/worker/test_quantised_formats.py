@@ -34,7 +34,10 @@ def test_every_format(name: str, tmp_path: Path) -> None:
     assert differ(logits(quantized), logits(plain)) < 2e-5
 
 
-@pytest.mark.parametrize("name", ["gptq4_order", "awq", "fp8_block", "nf4", "ct_w8a8", "squeezellm_sparse"])
+MORE = [pytest.param(name, marks=pytest.mark.soak) for name in ("awq", "ct_w8a8", "squeezellm_sparse")]
+
+
+@pytest.mark.parametrize("name", ["gptq4_order", "fp8_block", "nf4", *MORE])
 @pytest.mark.parametrize("family", ["phi2", "phi3", "falcon40", "gemma2", "mixtral", "qwen2_moe"])
 def test_every_kind_of_family(family: str, name: str, tmp_path: Path) -> None:
     """Fused in the checkpoint, outputs in another order, experts, biases."""

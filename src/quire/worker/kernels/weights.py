@@ -286,12 +286,12 @@ class TableWeights(_Kind):
         return out[first:end].to(dtype)
 
     def _lines(self, first: int, end: int) -> torch.Tensor:
-        places = unpack_halves(self.q[first:end], self.inputs)
-        places = places.int() if len(self.table) == 1 else places.long()
-        if len(self.table) == 1:
-            values = self.table[0].index_select(0, places.flatten()).view(places.shape)
+        q = self.q[first:end]
+        if len(self.table) == 1:  # both halves of a byte by one look-up
+            both = torch.cartesian_prod(self.table[0], self.table[0]).flip(1)
+            values = both.index_select(0, q.flatten().int()).view(end - first, -1)[:, : self.inputs].contiguous()
         else:
-            values = self.table[first:end].gather(1, places)
+            values = self.table[first:end].gather(1, unpack_halves(q, self.inputs).long())
         if self.scales is not None:
             values.view(end - first, -1, self.block).mul_(self.scales[first:end, :, None])
         return values
