@@ -47,6 +47,6 @@ def test_what_is_not_there_yet_is_refused_or_said() -> None:
     with pytest.raises(ConfigError, match="--tensor-parallel-size 1"):
         build_engine_config({"tensor_parallel_size": 2})
     with pytest.raises(ConfigError, match="--quantization"):
-        build_engine_config({"quantization": "awq"})
+        build_engine_config({"quantization": "int3"})
     with pytest.warns(UserWarning, match="--swap-space 8"):
         build_engine_config({"swap_space": 8.0})

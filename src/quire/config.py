@@ -61,8 +61,20 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
         Meta(description="Which weights; auto: safetensors, else a GGUF; dummy: random ones from the config alone."),
     ] = "auto"
     quantization: Annotated[
-        Literal["int8"] | None,
-        Meta(description="Make weights smaller while loading; int8: 8-bit weights and activations, on CPUs."),
+        Literal[
+            "awq",
+            "gptq",
+            "squeezellm",
+            "bitsandbytes",
+            "fp8",
+            "int8",
+            "compressed-tensors",
+            "modelopt",
+            "awq_marlin",
+            "gptq_marlin",
+        ]
+        | None,
+        Meta(description="How weights are quantized: checked, where the checkpoint says it; else made while loading."),
     ] = None
     cpu_kernels: Annotated[
         Literal["auto", "native", "torch"],

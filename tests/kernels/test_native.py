@@ -22,19 +22,6 @@ pytestmark = pytest.mark.native
 ROWS = [1, 2, 3, 4, 5, 7, 9, 11, 12, 13, 16, 23, 24, 25, 31, 32, 33, 47, 95, 96, 97, 130]
 
 
-@pytest.fixture(scope="session", params=["vectors", "tiles", "portable"])
-def library(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> NativeLibrary:
-    """As this machine has them; with AMX tiles written out in C; and for a machine with nothing special."""
-    if request.param == "vectors":
-        found = native.library()
-        found.use_tiles(False)
-        return found
-    flags = {"tiles": ("-DEMULATED_TILES",), "portable": ("-march=x86-64",)}[request.param]
-    made = NativeLibrary(Build(tmp_path_factory.mktemp("built"), more_flags=flags).wait())
-    assert made.has_tiles == (request.param == "tiles")
-    return made
-
-
 def draw(*shape: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 

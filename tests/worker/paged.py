@@ -109,6 +109,7 @@ class Driver:
         device: str = "cpu",
         scheme: Scheme | None = None,
         kernels: Kernels | None = None,
+        quantization: Any = None,
     ) -> None:
         backend = backend or select_backend(torch.device(device))
         build = Build(
@@ -118,9 +119,8 @@ class Driver:
             scheme=scheme or Unquantized(),
             kernels=kernels or kernels_for(torch.device(device)),
         )
-        self.model: nn.Module = load_model(
-            folder, read_facts(folder), build, ModelConfig(model=str(folder), load_format=load_format, model_impl=impl)
-        )
+        config = ModelConfig(model=str(folder), load_format=load_format, model_impl=impl, quantization=quantization)
+        self.model: nn.Module = load_model(folder, read_facts(folder), build, config)
         self.pages = Pages(backend, self.model.kv_specs(), num_blocks, block_size, device=device)
 
     @torch.inference_mode()

@@ -21,7 +21,7 @@ from quire.worker.kernels import native
 from quire.worker.layers.linear import Linear
 from quire.worker.quantization.int8 import Int8Weights
 from quire.worker.quantization.protocol import Scheme
-from quire.worker.quantization.select import select_scheme
+from quire.worker.quantization.select import made_at_load, select_scheme
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 from demo_training.exchange import Pen
@@ -104,11 +104,13 @@ def test_each_layer_is_quantized_before_the_last_is_read(tmp_path: Path) -> None
     assert all(layer.weight.dtype == torch.int8 for layer in layers)
 
 
-def test_it_is_for_cpus_only() -> None:
+def test_it_has_a_scheme_of_its_own_on_cpus_only() -> None:
     scheme: Scheme = select_scheme("int8", torch.device("cpu"), None)
     assert isinstance(scheme, Int8Weights)
-    with pytest.raises(ConfigError, match="--quantization int8 has kernels for CPUs only"):
-        select_scheme("int8", torch.device("cuda"), None)
+    assert made_at_load("int8", scheme) is None
+    on_gpu = select_scheme("int8", torch.device("cuda"), None)
+    assert not isinstance(on_gpu, Int8Weights)
+    assert made_at_load("int8", on_gpu) is not None
 
 
 def test_an_unknown_scheme_is_named() -> None:

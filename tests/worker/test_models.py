@@ -215,7 +215,8 @@ BAD_CONFIGS: list[tuple[dict[str, Any], str]] = [
         {"rope_parameters": {"rope_type": "llama3", "factor": 8, "low_freq_factor": 4, "high_freq_factor": 1}},
         "high_freq",
     ),
-    ({"quantization_config": {"quant_method": "gptq"}}, "quantized with gptq"),
+    ({"quantization_config": {"quant_method": "gptq"}}, "bits is missing"),
+    ({"quantization_config": {"quant_method": "exl2"}}, "quant_method must be one of awq, bitsandbytes"),
     ({"sliding_window": -5}, "sliding_window"),
     ({"layer_types": "full"}, "layer_types"),
 ]

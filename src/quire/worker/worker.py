@@ -134,7 +134,7 @@ class Worker:
         house.run_once(self._runner, max_model_len, smallest=budget is None)
         self.facts = WorkerFacts(
             device=_device_name(self.device, native),
-            dtype=_dtype_name(dtype, config.model.quantization),
+            dtype=_dtype_name(dtype, getattr(model, "weights_note", None)),
             weights_bytes=sum(p.numel() * p.element_size() for p in model.parameters()),
             layout=layout,
             sizes=sizes,
@@ -187,7 +187,7 @@ class _House:
             most_likely = build.kernels.most_likely  # plain or native ones, which have it
             sampler = Sampler(most, self.vocab_size, build.device, most_likely=most_likely)
             captured: tuple[Graphs, ...] = ()
-            if self.native is not None and self.use_graphs and not self.model.routes:  # noted steps depend on no value
+            if self.native is not None and self.use_graphs and can_note(self.model):
                 captured = (NativeGraphs(self.model, build.backend, rows, kv, sampler, self.native),)
             return Runner(self.model, build.backend, build.kernels, rows, kv, sampler, scorer, captured, pictures)
         from quire.worker.graphs import DecodeGraphs, MixedGraphs, Parts
@@ -245,6 +245,13 @@ class _House:
         runner.sample(plan, {}).wait()
 
 
+def can_note(model: nn.Module) -> bool:
+    """Whether a step can be noted and repeated on a CPU: it depends on no value, and makes no matrix out of quantized
+    weights, all of which the notes would keep."""
+    made = (kept for module in model.modules() for kept in getattr(module, "kept", ()))
+    return not model.routes and all(getattr(kept, "is_job", False) for kept in made)
+
+
 def product_rate(build: Build) -> float:
     """Operations per second of a middling product, the best of three: milliseconds on a CPU."""
     layer = Linear(1024, (1024,), build)
@@ -286,6 +293,6 @@ def _device_name(device: torch.device, native: NativeLibrary | None) -> str:
     return f"CPU, {threads}, {'kernels of torch' if native is None else f'native kernels ({native.summary})'}"
 
 
-def _dtype_name(dtype: torch.dtype, quantization: str | None) -> str:
+def _dtype_name(dtype: torch.dtype, weights: str | None) -> str:
     name = str(dtype).removeprefix("torch.")
-    return name if quantization is None else f"{name}, {quantization} weights made at load"
+    return name if weights is None else f"{name}, {weights}"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from quire.worker.kernels import activation, experts, gemv, norm, rope, step
+from quire.worker.kernels import activation, experts, float_product, gemv, group_product, norm, rope, step
 from quire.worker.kernels.choices import Choices
+from quire.worker.kernels.weights import AnyWeights, FloatWeights, GroupWeights, PlainWeights
 
 
 class TritonKernels:
@@ -39,6 +41,44 @@ class TritonKernels:
         if tiles is None:
             return activation.gated(self.linear(x, weight, bias), kind)
         return gemv.gated_gemv(x, weight, kind, tiles)
+
+    def keep(self, weights: AnyWeights, *, gated: bool = False, experts: int = 0) -> Any:
+        """Groups laid out for our kernel, where their sizes allow it; other kinds as they are."""
+        if isinstance(weights, GroupWeights) and group_product.block_of(weights):
+            return group_product.tile(weights)
+        return weights
+
+    def product(self, x: torch.Tensor, kept: Any, bias: torch.Tensor | None) -> torch.Tensor:
+        """Our own for few rows; cuBLAS on the matrix made for it above, and for kinds without a kernel."""
+        lines = x.reshape(-1, x.shape[-1])
+        if isinstance(kept, group_product.TiledGroups):
+            made = group_product.product(lines, kept, bias)
+        elif isinstance(kept, FloatWeights) and float_product.block_of(kept):
+            made = float_product.product(lines, kept, bias)
+        elif isinstance(kept, PlainWeights):
+            made = self.linear(lines, kept.q, bias)
+        else:
+            made = F.linear(lines, kept.dense(x.dtype), bias)
+        return made.view(*x.shape[:-1], made.shape[-1])
+
+    def gated_product(self, x: torch.Tensor, kept: Any, bias: torch.Tensor | None, kind: str) -> torch.Tensor:
+        """One after the other."""
+        return self.gated(self.product(x, kept, bias), kind)
+
+    def kept_experts(
+        self,
+        x: torch.Tensor,
+        gate_up: tuple[Any, ...],
+        down: tuple[Any, ...],
+        chosen: torch.Tensor,
+        weights: torch.Tensor,
+        kind: str,
+        num: int,
+    ) -> torch.Tensor:
+        """All experts of one layer in 16 bits, for as long as the grouped products take: nothing depends on values."""
+        matrices = (torch.cat([one.dense(x.dtype) for one in kept]) for kept in (gate_up, down))
+        first, second = (matrix.view(num, -1, matrix.shape[1]) for matrix in matrices)
+        return experts.experts(x, first, second, chosen, weights, kind)
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         """One program per line."""

@@ -11,13 +11,16 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from quire.worker.kernels import native_build
+from quire.worker.kernels import native_build, native_groups
 from quire.worker.kernels.native_build import BuildError
+from quire.worker.kernels.native_groups import PackedExperts, PackedGroups
 from quire.worker.kernels.native_jobs import NUMBERS, Call, Choose, Gather, Linear, Norm, Pick, Turn
 from quire.worker.kernels.plain import PlainKernels
+from quire.worker.kernels.weights import AnyWeights
 
 log = logging.getLogger("quire.engine")
 
@@ -90,7 +93,10 @@ class NativeLibrary:
     # ---- calls -----------------------------------------------------------------------------------------------------
 
     def _call(self, name: str, job: ctypes.Structure, wide: int) -> None:
-        call = Call(name, job, wide)
+        self.call(Call(name, job, wide))
+
+    def call(self, call: Call) -> None:
+        """Make one, and tell of it."""
         self.sequence([call])()
         if self.on_call is not None:
             self.on_call(call)
@@ -246,6 +252,29 @@ class NativeKernels(PlainKernels):
 
     def __init__(self, library: NativeLibrary) -> None:
         self._library = library
+
+    def keep(self, weights: AnyWeights, *, gated: bool = False, experts: int = 0) -> Any:
+        """Groups of whole numbers in panels; other kinds as they are."""
+        made = native_groups.keep(self._library, weights, gated=gated, experts=experts)
+        return weights if made is None else made
+
+    def product(self, x: torch.Tensor, kept: Any, bias: torch.Tensor | None) -> torch.Tensor:
+        """Whole numbers in C++, group by group."""
+        if not isinstance(kept, PackedGroups):
+            return super().product(x, kept, bias)
+        return native_groups.product(self._library, x, kept, bias)
+
+    def gated_product(self, x: torch.Tensor, kept: Any, bias: torch.Tensor | None, kind: str) -> torch.Tensor:
+        """In one pass, where gate and up lie side by side."""
+        if not isinstance(kept, PackedGroups) or kind != "silu" or not kept.layout:
+            return super().gated_product(x, kept, bias, kind)
+        return native_groups.product(self._library, x, kept, bias, gate=True)
+
+    def expert_product(self, x: torch.Tensor, kept: tuple[Any, ...], expert: int, num: int) -> torch.Tensor:
+        """Experts in panels are one by one."""
+        if len(kept) == 1 and isinstance(kept[0], PackedExperts):
+            return self.product(x, kept[0].experts[expert], None)
+        return super().expert_product(x, kept, expert, num)
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         """In one pass."""

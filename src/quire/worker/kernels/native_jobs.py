@@ -23,6 +23,14 @@ def _ints(names: str) -> dict[str, type]:
 Linear = _structure(
     "Linear", **_pointers("x weight scales sums bias out"), **_ints("rows inputs outs"), layout=_Flag, gate=_Flag
 )
+Groups = _structure(
+    "Groups",
+    **_pointers("x weight scales zeros order bias out"),
+    **_ints("rows inputs outs group"),
+    layout=_Flag,
+    gate=_Flag,
+    bits=_Flag,
+)
 Norm = _structure("Norm", **_pointers("x weight residual out"), **_ints("rows size"), eps=_Float)
 Attend = _structure(
     "Attend",
@@ -57,6 +65,7 @@ KINDS = {
     "pick": "lines",
     "turn": "tokens",
     "choose": "lines",
+    "linear_groups": "rows",
 }
 """Kinds of job, in the order of `run_jobs`, and the field that says how many rows of a batch one has."""
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+
+from quire.worker.kernels.weights import AnyWeights, FloatWeights, widened
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "silu": F.silu,
@@ -33,6 +36,44 @@ class PlainKernels:
     def gated_linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, kind: str) -> torch.Tensor:
         """One after the other."""
         return self.gated(self.linear(x, weight, bias), kind)
+
+    def keep(self, weights: AnyWeights, *, gated: bool = False, experts: int = 0) -> Any:
+        """As they are."""
+        return weights
+
+    def product(self, x: torch.Tensor, kept: Any, bias: torch.Tensor | None) -> torch.Tensor:
+        """The matrix for as long as it is multiplied by."""
+        if isinstance(kept, FloatWeights) and kept.is_per_output and x.dtype == torch.bfloat16:
+            made = (F.linear(x, widened(kept.q)).float() * kept.scales[:, 0]).to(x.dtype)
+            return made if bias is None else made + bias
+        return F.linear(x, kept.dense(x.dtype), bias)
+
+    def gated_product(self, x: torch.Tensor, kept: Any, bias: torch.Tensor | None, kind: str) -> torch.Tensor:
+        """One after the other."""
+        return self.gated(self.product(x, kept, bias), kind)
+
+    def kept_experts(
+        self,
+        x: torch.Tensor,
+        gate_up: tuple[Any, ...],
+        down: tuple[Any, ...],
+        chosen: torch.Tensor,
+        weights: torch.Tensor,
+        kind: str,
+        num: int,
+    ) -> torch.Tensor:
+        """Expert by expert, those that were chosen; the matrices of one at a time."""
+        out = torch.zeros_like(x)
+        for expert in chosen.unique().tolist():
+            token, place = torch.where(chosen == expert)
+            inner = self.gated(self.expert_product(x[token], gate_up, expert, num), kind)
+            made = self.expert_product(inner, down, expert, num)
+            out.index_add_(0, token, made * weights[token, place, None])
+        return out
+
+    def expert_product(self, x: torch.Tensor, kept: tuple[Any, ...], expert: int, num: int) -> torch.Tensor:
+        """x times one expert's matrices: of one matrix of all experts, or of several for each."""
+        return F.linear(x, expert_matrix(kept, expert, num, x.dtype))
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         """Statistics in float32, result in x's format."""
@@ -111,6 +152,15 @@ class PlainKernels:
         blocks = tables[row, positions // block_size].long()
         slots = blocks * block_size + positions % block_size
         return tokens[row, positions], positions, slots, (done + query_starts.diff()).int()
+
+
+def expert_matrix(kept: tuple[Any, ...], expert: int, num: int, dtype: torch.dtype) -> torch.Tensor:
+    """One expert's, of one matrix of all experts or of several for each."""
+    if len(kept) == 1:
+        size = kept[0].outs // num
+        return kept[0].dense(dtype, expert * size, (expert + 1) * size)
+    each = len(kept) // num
+    return torch.cat([one.dense(dtype) for one in kept[expert * each : (expert + 1) * each]])
 
 
 def apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

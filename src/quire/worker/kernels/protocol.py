@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
+
+from quire.worker.kernels.weights import AnyWeights
 
 
 class Kernels(Protocol):
@@ -22,6 +24,32 @@ class Kernels(Protocol):
 
     def gated_linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, kind: str) -> torch.Tensor:
         """`gated` of `linear`."""
+
+    def keep(self, weights: AnyWeights, *, gated: bool = False, experts: int = 0) -> Any:
+        """Bring quantized weights into the form that these kernels multiply by; it has dense() and tensors().
+
+        Args:
+            gated: a gate above an up projection.
+            experts: so many experts' matrices lie one below the other, for `kept_experts`; 0 is none.
+        """
+
+    def product(self, x: torch.Tensor, kept: Any, bias: torch.Tensor | None) -> torch.Tensor:
+        """x [tokens, in] @ weights [out, in].T + bias [out], of what `keep` made."""
+
+    def gated_product(self, x: torch.Tensor, kept: Any, bias: torch.Tensor | None, kind: str) -> torch.Tensor:
+        """`gated` of `product`."""
+
+    def kept_experts(
+        self,
+        x: torch.Tensor,
+        gate_up: tuple[Any, ...],
+        down: tuple[Any, ...],
+        chosen: torch.Tensor,
+        weights: torch.Tensor,
+        kind: str,
+        num: int,
+    ) -> torch.Tensor:
+        """`experts` of what `keep` made: one matrix of all `num` experts, or each expert's gate, up and down alone."""
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         """weight * x / sqrt(mean(x^2) + eps) over the last dimension."""

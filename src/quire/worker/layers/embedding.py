@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from quire.worker.layers.build import Build
-from quire.worker.quantization.protocol import Shard, parameter
+from quire.worker.quantization.protocol import Scheme, Shard, parameter
 
 
 class Embedding(nn.Module):
@@ -39,9 +39,13 @@ class TiedHead(nn.Module):
         vocab_size, self.in_features = embedding.weight.shape
         self.out_parts = (vocab_size,)
         self.dtype, self.device, self.kernels = build.dtype, build.device, build.kernels
-        self._scheme = build.scheme
+        self.settle(build.scheme)
         self.weight = embedding.weight.detach()  # not a parameter: the loader fills the embedding's
         self.bias = None
+
+    def settle(self, scheme: Scheme) -> None:
+        """Take this scheme; before anything is loaded."""
+        self._scheme = scheme
 
     def finish(self) -> None:
         """Called by the loader when the embedding is filled."""

@@ -7,16 +7,61 @@ x ── experts ── sum of weight * expert(x)            [+ sigmoid(gate(x))
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from quire.checkpoint import Fields
+from quire.worker.kernels.weights import PlainWeights
 from quire.worker.layers.build import Build
 from quire.worker.layers.mlp import GatedMLP
 from quire.worker.layers.shape import Shape
-from quire.worker.quantization.protocol import Shard, parameter
+from quire.worker.quantization.protocol import Scheme, Shard, parameter
+from quire.worker.quantization.stored import Later
+
+
+class ExpertStack(nn.Module):
+    """One matrix of every expert, or two, one below the other: `weight`, or what a scheme of quantization makes of it.
+
+    Args:
+        num: experts.
+        out_parts: outputs of the matrices of one.
+    """
+
+    has_bias = is_gated = False
+    order = None
+
+    def __init__(self, in_features: int, num: int, out_parts: tuple[int, ...], build: Build) -> None:
+        super().__init__()
+        self.in_features, self.num, self.out_parts = in_features, num, out_parts * num
+        self.dtype, self.device, self.kernels = build.dtype, build.device, build.kernels
+        self.weight: nn.Parameter | None = None
+        self.kept: tuple[Any, ...] = ()
+        self._scheme: Scheme | None = None
+        self.is_settled = False
+        if not isinstance(build.scheme, Later):
+            self.settle(None)
+
+    def settle(self, scheme: Scheme | None) -> None:
+        """Take this scheme, or none; before anything is loaded."""
+        self._scheme, self.is_settled = scheme, True
+        if scheme is not None:
+            scheme.params(self)
+            return
+        shape, kind = (sum(self.out_parts), self.in_features), {"dtype": self.dtype, "device": self.device}
+        self.weight = parameter(shape, shard=Shard(0, self.out_parts), **kind)
+
+    def finish(self) -> None:
+        """Called by the loader when all experts are read."""
+        if self._scheme is not None:
+            self._scheme.finish(self)
+
+    def plain(self) -> torch.Tensor:
+        """[num, outs, in] of one that is not quantized."""
+        assert self.weight is not None
+        return self.weight.view(self.num, -1, self.in_features)
 
 
 class Experts(nn.Module):
@@ -24,10 +69,9 @@ class Experts(nn.Module):
 
     def __init__(self, hidden_size: int, num: int, width: int, activation: str, build: Build) -> None:
         super().__init__()
-        self.num, self.width, self.activation = num, width, activation
-        kind = {"dtype": build.dtype, "device": build.device}
-        self.gate_up = parameter((num * 2 * width, hidden_size), shard=Shard(0, (width,) * (2 * num)), **kind)
-        self.down = parameter((num * hidden_size, width), shard=Shard(0, (hidden_size,) * num), **kind)
+        self.activation = activation
+        self.gate_up = ExpertStack(hidden_size, num, (width, width), build)
+        self.down = ExpertStack(width, num, (hidden_size,), build)
         self._kernels = build.kernels
 
     def forward(
@@ -36,9 +80,11 @@ class Experts(nn.Module):
         chosen: torch.Tensor,  # [tokens, k] which experts
         weights: torch.Tensor,  # [tokens, k] in x's format
     ) -> torch.Tensor:  # [tokens, hidden]
-        gate_up = self.gate_up.view(self.num, 2 * self.width, -1)
-        down = self.down.view(self.num, -1, self.width)
-        return self._kernels.experts(x, gate_up, down, chosen, weights, self.activation)
+        if self.gate_up.weight is None or self.down.weight is None:
+            gate_up, down = (stack.kept or (PlainWeights(stack.weight),) for stack in (self.gate_up, self.down))
+            return self._kernels.kept_experts(x, gate_up, down, chosen, weights, self.activation, self.gate_up.num)
+        plain = (self.gate_up.plain(), self.down.plain())
+        return self._kernels.experts(x, *plain, chosen, weights, self.activation)
 
 
 class Router(nn.Module):

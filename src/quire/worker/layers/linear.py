@@ -6,6 +6,8 @@ import torch
 from torch import nn
 
 from quire.worker.layers.build import Build
+from quire.worker.quantization.protocol import Scheme
+from quire.worker.quantization.stored import Later
 
 
 class Linear(nn.Module):
@@ -41,15 +43,20 @@ class Linear(nn.Module):
         self.dtype = build.dtype
         self.device = build.device
         self.kernels = build.kernels
-        self._order = order
-        self._scheme = build.scheme
-        self._scheme.params(self)
+        self.order = order
+        self.settle(build.scheme)
+
+    def settle(self, scheme: Scheme) -> None:
+        """Take this scheme; before anything is loaded."""
+        self._scheme = scheme
+        self.is_settled = not isinstance(scheme, Later)
+        scheme.params(self)
 
     def finish(self) -> None:
         """Called by the loader when the parameters are filled."""
-        if self._order is not None:
+        if self.order is not None:
             for param in self.parameters(recurse=False):
-                param.copy_(param[self._order])
+                param.copy_(param[self.order])
         self._scheme.finish(self)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # [..., in] -> [..., sum(out_parts)]

@@ -8,7 +8,7 @@ A name is a path of words with dots between; rules see whole words only.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -26,6 +26,9 @@ class Rule(Protocol):
 
     def apply(self, target: Target) -> Target | None:
         """The name after this rule; None drops the tensor."""
+
+    def undo(self, target: Target) -> Target:
+        """The name before this rule, as far as it can be told."""
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -47,6 +50,14 @@ class Fuse:
                 return Target(".".join(words), part)
         return target
 
+    def undo(self, target: Target) -> Target:
+        """See Rule."""
+        words = target.name.split(".")
+        if target.part is None or self.into not in words or target.part >= len(self.parts):
+            return target
+        words[words.index(self.into)] = self.parts[target.part]
+        return Target(".".join(words))
+
 
 @dataclass(frozen=True, slots=True)
 class Rename:
@@ -59,6 +70,13 @@ class Rename:
         name = f".{target.name}.".replace(f".{self.old}.", f".{self.new}." if self.new else ".", 1)
         return Target(name.strip("."), target.part)
 
+    def undo(self, target: Target) -> Target:
+        """See Rule."""
+        if not self.new:
+            return Target(f"{self.old}.{target.name}", target.part)
+        name = f".{target.name}.".replace(f".{self.new}.", f".{self.old}.", 1)
+        return Target(name.strip("."), target.part)
+
 
 @dataclass(frozen=True, slots=True)
 class Skip:
@@ -69,11 +87,29 @@ class Skip:
     def apply(self, target: Target) -> Target | None:
         return None if f".{self.words}." in f".{target.name}." else target
 
+    def undo(self, target: Target) -> Target:
+        """See Rule."""
+        return target
+
+
+@dataclass(frozen=True, slots=True)
+class SkipEnds:
+    """Tensors whose last word is one of these are not needed."""
+
+    words: tuple[str, ...]
+
+    def apply(self, target: Target) -> Target | None:
+        return None if target.name.rpartition(".")[2] in self.words else target
+
+    def undo(self, target: Target) -> Target:
+        """See Rule."""
+        return target
+
 
 @dataclass(frozen=True, slots=True)
 class StackExperts:
-    """Every expert's matrices lie one below the other: experts.3.{gate} is part 6 of experts.gate_up, experts.3.{up}
-    part 7, and experts.3.{down} part 3 of experts.down."""
+    """Every expert's matrices lie one below the other: experts.3.{gate}.weight is part 6 of experts.gate_up.weight,
+    experts.3.{up}.weight part 7, and experts.3.{down}.weight part 3 of experts.down.weight."""
 
     gate: str
     up: str
@@ -81,13 +117,24 @@ class StackExperts:
 
     def apply(self, target: Target) -> Target | None:
         before, found, after = target.name.partition(".experts.")
-        number, _, name = after.partition(".")
-        name = name.removesuffix(".weight")
+        number, _, rest = after.partition(".")
+        name, _, suffix = rest.partition(".")
         if not found or not number.isdecimal() or len(number) > 6 or name not in (self.gate, self.up, self.down):
             return target
         if name == self.down:
-            return Target(f"{before}.experts.down", int(number))
-        return Target(f"{before}.experts.gate_up", 2 * int(number) + (name == self.up))
+            return Target(f"{before}.experts.down.{suffix}", int(number))
+        return Target(f"{before}.experts.gate_up.{suffix}", 2 * int(number) + (name == self.up))
+
+    def undo(self, target: Target) -> Target:
+        """See Rule."""
+        before, found, after = target.name.partition(".experts.")
+        stack, _, suffix = after.partition(".")
+        if not found or target.part is None or stack not in ("gate_up", "down"):
+            return target
+        number, name = target.part, self.down
+        if stack == "gate_up":
+            number, name = target.part // 2, (self.gate, self.up)[target.part % 2]
+        return Target(f"{before}.experts.{number}.{name}.{suffix}")
 
 
 def translate(name: str, rules: Iterable[Rule]) -> Target | None:
@@ -98,3 +145,10 @@ def translate(name: str, rules: Iterable[Rule]) -> Target | None:
             return None
         target = rule.apply(target)
     return target
+
+
+def original(target: Target, rules: Sequence[Rule]) -> str:
+    """The name in the checkpoint of what goes there, as far as it can be told."""
+    for rule in reversed(rules):
+        target = rule.undo(target)
+    return target.name

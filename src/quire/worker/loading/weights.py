@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +19,10 @@ from quire.sources.files import Location
 from quire.worker.loading.blocks import BLOCKS
 from quire.worker.loading.files import DTYPES, Files, find_tensors
 from quire.worker.loading.header import Entry
-from quire.worker.loading.names import Rule, Target, translate
+from quire.worker.loading.names import Rule, Target, original, translate
 from quire.worker.loading.stream import Job, Stream
+from quire.worker.quantization.format import FormatError
+from quire.worker.quantization.pieces import Pieces
 from quire.worker.quantization.protocol import shard_of
 
 Progress = Callable[[int, int], None]
@@ -29,10 +31,13 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class _Move:
-    """One tensor of a file and what it fills; None is skipped."""
+    """One tensor of a file and what it fills; None is skipped. `pieces`: it is one of these, named `suffix`."""
 
     entry: Entry
     target: Target | None
+    owner: str = ""
+    pieces: Pieces | None = None
+    suffix: str = ""
 
 
 def fill_from_files(model: nn.Module, rules: tuple[Rule, ...], folder: Path, progress: Progress) -> None:
@@ -53,21 +58,21 @@ def fill_from_files(model: nn.Module, rules: tuple[Rule, ...], folder: Path, pro
         progress(done, total)
 
     progress(0, total)
-    left = Counter(_owner(move.target) for moves in plan.values() for move in moves if move.target)
+    left = Counter(move.owner for moves in plan.values() for move in moves if move.target)
 
-    def jobs() -> Iterator[Job[Target]]:
+    def jobs() -> Iterator[Job[str]]:
         for path, moves in plan.items():
-            for entry, target in ((move.entry, move.target) for move in moves):
-                if target is None:
-                    advance(entry.end - entry.start)
+            for move in moves:
+                if move.target is None:
+                    advance(move.entry.end - move.entry.start)
                 else:
-                    yield Job(path, entry, _place(model.get_parameter(target.name), target), target)
+                    yield Job(path, move.entry, _memory(model, move, move.target), move.owner)
 
     with torch.no_grad(), Stream(advance) as stream:
-        for target in stream.fill(jobs()):
-            left[_owner(target)] -= 1
-            if left[_owner(target)] == 0:
-                _finish(model.get_submodule(_owner(target)))
+        for owner in stream.fill(jobs()):
+            left[owner] -= 1
+            if left[owner] == 0:
+                _finish(model.get_submodule(owner), f"{folder}: {owner}")
     _finish_sharing(model, set(left))
 
 
@@ -86,23 +91,44 @@ def fill_with_random(model: nn.Module, seed: int) -> None:
                 else:
                     param.fill_(0.0 if name.endswith("bias") else 1.0)
                 full.add(owner)
+            pieces = getattr(module, "pieces", None)
+            if pieces is not None:
+                device = next((p.device for p in model.parameters()), torch.device("cpu"))
+                pieces.fill_with_random(torch.Generator(device).manual_seed(zlib.crc32(f"{seed}:{owner}".encode())))
+                full.add(owner)
             if owner in full:
-                _finish(module)
+                _finish(module, owner)
     _finish_sharing(model, full)
 
 
-def _finish(module: nn.Module) -> None:
+def _finish(module: nn.Module, name: str) -> None:
     """Tell a layer that its parameters are filled."""
     done = getattr(module, "finish", None)
-    if done is not None:
+    if done is None:
+        return
+    try:
         done()
+    except FormatError as error:
+        raise StartupError(f"{name}: {error.message}.") from None
+
+
+def _memory(model: nn.Module, move: _Move, target: Target) -> torch.Tensor:
+    """Where a tensor goes; pieces get theirs now."""
+    if move.pieces is None:
+        return _place(model.get_parameter(target.name), target)
+    return move.pieces.place(target.part, move.suffix, move.entry.shape, _dtype(move.entry) or torch.float32)
+
+
+def _dtype(entry: Entry) -> torch.dtype | None:
+    """What a tensor's numbers arrive in; those of block formats are decoded."""
+    return DTYPES.get(entry.dtype) or (torch.float32 if entry.dtype in BLOCKS else None)
 
 
 def _finish_sharing(model: nn.Module, finished: set[str]) -> None:
     """The layers that have no parameters of their own."""
     for name, module in model.named_modules():
         if name not in finished:
-            _finish(module)
+            _finish(module, name)
 
 
 def _owner(target: Target) -> str:
@@ -117,12 +143,18 @@ def _place(param: torch.Tensor, target: Target) -> torch.Tensor:
 
 def _plan(model: nn.Module, rules: tuple[Rule, ...], files: Files, folder: Location) -> dict[Location, list[_Move]]:
     """What goes where; checks names, shapes and number formats, and that nothing stays empty."""
-    params = dict(model.named_parameters())
+    params, pieces = dict(model.named_parameters()), _all_pieces(model)
+    seen_pieces: dict[str, set[tuple[int | None, str]]] = {owner: set() for owner, _, _ in pieces.values()}
     filled: dict[str, set[int | None]] = {name: set() for name in params}
     unexpected: list[str] = []
     plan: dict[Location, list[_Move]] = {path: [] for path in files}
     for path, entry in ((path, entry) for path, entries in files.items() for entry in entries):
         target = translate(entry.name, rules)
+        owner, waiting, suffix = pieces.get(target.name, ("", None, "")) if target else ("", None, "")
+        if target is not None and waiting is not None and waiting.piece(target.part, suffix) is not None:
+            _check_piece(waiting, target, suffix, entry, path, seen_pieces[owner])
+            plan[path].append(_Move(entry, target, owner, waiting, suffix))
+            continue
         if target is not None and not _has_place(params, target):
             unexpected.append(entry.name)
             continue
@@ -132,13 +164,51 @@ def _plan(model: nn.Module, rules: tuple[Rule, ...], files: Files, folder: Locat
             if target.part in seen or None in seen or (target.part is None and seen):
                 raise StartupError(f"{path}: tensor {entry.name!r} fills {target.name} for the second time.")
             seen.add(target.part)
-        plan[path].append(_Move(entry, target))
-    missing = _missing(params, filled, rules)
+        plan[path].append(_Move(entry, target, _owner(target) if target else ""))
+    missing = _missing(params, filled, rules) + _missing_pieces(pieces, seen_pieces, rules)
     if missing:
         raise StartupError(f"{folder}: the weights lack {_listed(missing)}{_and_has(unexpected)}.")
     if unexpected:
         raise StartupError(f"{folder}: the weights hold what this model has no place for: {_listed(unexpected)}.")
     return plan
+
+
+def _all_pieces(model: nn.Module) -> dict[str, tuple[str, Pieces, str]]:
+    """What quantized layers wait for, by our names: the layer, its pieces, the suffix."""
+    found = {}
+    for owner, module in model.named_modules():
+        pieces = getattr(module, "pieces", None)
+        for suffix in pieces.suffixes() if pieces is not None else ():
+            found[f"{owner}.{suffix}"] = (owner, pieces, suffix)
+    return found
+
+
+def _check_piece(
+    pieces: Pieces, target: Target, suffix: str, entry: Entry, path: Location, seen: set[tuple[int | None, str]]
+) -> None:
+    """Whether a tensor can be this piece, and is the only one."""
+    why = pieces.why_not(target.part, suffix, entry.shape, _dtype(entry))
+    if why is not None:
+        raise StartupError(f"{path}: tensor {entry.name!r} {why}.")
+    if (target.part, suffix) in seen or (
+        suffix != "bias" and any((part is None) != (target.part is None) for part, _ in seen)
+    ):
+        raise StartupError(f"{path}: tensor {entry.name!r} fills {target.name} for the second time.")
+    seen.add((target.part, suffix))
+
+
+def _missing_pieces(
+    pieces: dict[str, tuple[str, Pieces, str]],
+    seen: dict[str, set[tuple[int | None, str]]],
+    rules: Sequence[Rule],
+) -> list[str]:
+    """What no tensor is, under its name in the checkpoint."""
+    owners = {owner: waiting for owner, waiting, _ in pieces.values()}
+    return [
+        original(Target(f"{owner}.{suffix}", part if waiting.num > 1 else None), rules)
+        for owner, waiting in owners.items()
+        for part, suffix in waiting.missing(seen[owner])
+    ]
 
 
 def _home(folder: Path, files: Files) -> Location:
@@ -158,7 +228,7 @@ def _check(param: torch.Tensor, target: Target, entry: Entry, path: Location) ->
         raise StartupError(
             f"{path}: tensor {entry.name!r} has shape {list(entry.shape)}, config.json makes it {list(view.shape)}."
         )
-    stored = DTYPES.get(entry.dtype) or (torch.float32 if entry.dtype in BLOCKS else None)
+    stored = _dtype(entry)
     wide_floats = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
     if stored is None or (stored != param.dtype and not (stored in wide_floats and param.dtype in wide_floats)):
         raise StartupError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,8 +16,14 @@ from quire.errors import ConfigError, StartupError
 from quire.sources.files import read_locations
 from quire.sources.objects import bring_here
 from quire.worker.layers.build import Build
+from quire.worker.loading.names import Rule
 from quire.worker.loading.weights import fill_from_files, fill_with_random
+from quire.worker.models.quantized import KV_SCALES, note_kv_cache, settle
 from quire.worker.models.registry import find_class, unknown
+from quire.worker.quantization.format import Formats
+from quire.worker.quantization.recognise import recognise
+from quire.worker.quantization.select import head_scheme, made_at_load
+from quire.worker.quantization.stored import Later
 
 log = logging.getLogger("quire.engine")
 
@@ -42,28 +49,43 @@ def load_model(
         StartupError: broken weights, or weights of another model.
     """
     config = config or ModelConfig(model=str(folder))
-    quantized = facts.config.section("quantization_config") or facts.config.section("compression_config")
-    if quantized is not None:
-        method = quantized.values.get("quant_method", "an unnamed scheme")
-        raise ConfigError(f"{facts.config.where}: weights quantized with {method} are not supported yet.")
+    stored = recognise(folder, facts.config, config.quantization)
+    formats = stored or made_at_load(config.quantization, build.scheme)
     made = None if config.model_impl == "transformers" else find_class(facts)
     if made is None:
-        return _by_transformers(folder, facts, build, config)
+        return _by_transformers(folder, facts, build, config, stored)
     try:
-        model = made(facts, build).eval()
+        model = made(facts, build if formats is None else replace(build, scheme=Later())).eval()
     except (RuntimeError, MemoryError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise StartupError(f"{facts.config.where}: no model of these sizes on {build.device}: {reason}") from error
-    if config.load_format == "dummy":
+    rules: tuple[Rule, ...] = model.weight_map()
+    is_dummy = config.load_format == "dummy"
+    if formats is not None:
+        rules = (KV_SCALES, *rules)
+        head = head_scheme(formats, build.scheme)
+        num = settle(model, rules, formats, build.scheme, head, None if is_dummy or stored is None else folder)
+        log.info("%d layers are quantized: %s%s.", num, formats.summary, "" if stored else ", made while loading")
+        note_kv_cache(facts.config)
+    if stored is not None or config.quantization is not None:
+        note = f"{config.quantization} weights made at load" if stored is None else stored.summary
+        model.weights_note = note  # type: ignore[assignment]
+    if is_dummy:
         fill_with_random(model, config.seed)
     else:
-        fill_from_files(model, model.weight_map(), folder, progress)
+        fill_from_files(model, rules, folder, progress)
     return model
 
 
-def _by_transformers(folder: Path, facts: ModelFacts, build: Build, config: ModelConfig) -> nn.Module:
+def _by_transformers(
+    folder: Path, facts: ModelFacts, build: Build, config: ModelConfig, stored: Formats | None
+) -> nn.Module:
     if config.model_impl == "quire" or find_spec("transformers") is None:
         raise unknown(facts)
+    if stored is not None:
+        raise ConfigError(
+            f"{facts.config.where}: {stored.summary} is for models that Quire has code for: see docs/models.md."
+        )
     if config.quantization is not None:
         raise ConfigError(f"--quantization {config.quantization}: models in transformers' own code keep their weights.")
     elsewhere = read_locations(folder)

@@ -4,6 +4,7 @@
 
 static int64_t scratch_of(int kind, const void *job) {
   if (kind <= 1) return linear_scratch(*(const Linear *)job);
+  if (kind == 9) return groups_scratch(*(const Groups *)job);
   return kind == 4 ? attend_scratch(*(const Attend *)job) : 0;
 }
 
@@ -18,6 +19,7 @@ static void run(int kind, const void *job, bool wide, const Team &team) {
     case 6: return pick(*(const Pick *)job, wide, team);
     case 7: return turn(*(const Turn *)job, wide, team);
     case 8: return choose(*(const Choose *)job, wide, team);
+    case 9: return linear_groups(*(const Groups *)job, wide, team);
   }
 }
 

@@ -16,6 +16,19 @@ struct Linear {          // x [rows, in] times packed weights
   int32_t gate;          // with layout 1: 1 applies silu(gate) * up, 0 writes both
 };
 
+struct Groups {          // x [rows, in] times weights of 4 or 8 bits in groups of inputs, see groups.cpp
+  const void *x;
+  const void *weight;    // panels
+  const float *scales;   // [panels][groups][32]
+  const float *zeros;    // the same, or null: the middle
+  const int32_t *order;  // [in] which input each column of the weights multiplies, or null: its own
+  const void *bias;      // as in Linear
+  void *out;
+  int64_t rows, in, outs, group;
+  int32_t layout, gate;  // as in Linear
+  int32_t bits;          // 4 or 8
+};
+
 struct Norm {
   const void *x, *weight;  // [rows, size], [size]
   void *residual;          // [rows, size] or null: x is added to it in place, and the sum is normalised
@@ -92,10 +105,12 @@ void gather(const Gather &, bool wide, const Team &);
 void pick(const Pick &, bool wide, const Team &);
 void turn(const Turn &, bool wide, const Team &);
 void choose(const Choose &, bool wide, const Team &);
+void linear_groups(const Groups &, bool wide, const Team &);
 
 // Bytes of scratch that a job wants.
 int64_t linear_scratch(const Linear &);
 int64_t attend_scratch(const Attend &);
+int64_t groups_scratch(const Groups &);
 
 // Where a block keeps its numbers, see attention.cpp.
 INLINE bool wide_form(int64_t block_size, int64_t dim) { return block_size % 16 == 0 && dim % 16 == 0; }

@@ -7,8 +7,8 @@
 // 16 of up: act(gate) * up happens in the registers.
 
 #include "jobs.h"
+#include "panels.h"
 
-#define PANEL 32
 #define MOST_ROWS 12  // of one register tile: 24 sums and 2 vectors of weights
 #define CHUNK 96      // rows that share a panel while it is in the cache
 #define AHEAD 2048    // bytes of weights that are fetched early
@@ -113,23 +113,6 @@ INLINE f32x16 finished(const Linear &, f32x16 sum, int64_t, int64_t, const float
 INLINE f32x16 finished(const Linear &job, i32x16 sum, int64_t row, int64_t column, const float *scales) {
   i32x16 centred = sum - load<i32x16>(job.sums + column);
   return __builtin_convertvector(centred, f32x16) * get(job.scales + column) * scales[row];
-}
-
-// The 32 sums of one row and panel, to their places.
-template <class T>
-static __attribute__((noinline)) void write(const Linear &job, f32x16 left, f32x16 right, int64_t row, int64_t panel) {
-  T *out = (T *)job.out;
-  const T *bias = (const T *)job.bias;
-  int64_t half = job.outs / 2;
-  int64_t first = job.layout ? panel * 16 : panel * PANEL, second = job.layout ? half + first : first + 16;
-  int64_t end_left = job.layout ? half - first : job.outs - first, end_right = job.outs - second;
-  if (bias) {
-    left += get_some(bias + first, end_left);
-    if (end_right > 0) right += get_some(bias + second, end_right);
-  }
-  if (job.layout && job.gate) return put_some(out + row * half + first, silu(left) * right, end_left);
-  put_some(out + row * job.outs + first, left, end_left);
-  if (end_right > 0) put_some(out + row * job.outs + second, right, end_right);
 }
 
 // ---- the product ----------------------------------------------------------------------------------------------------
