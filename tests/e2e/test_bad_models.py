@@ -14,7 +14,6 @@ import pytest
 CASES: dict[str, tuple[Callable[[Path], object], tuple[str, ...], int, str]] = {
     "empty folder": (lambda f: [path.unlink() for path in f.iterdir()], (), 2, "config.json"),
     "cut short": (lambda f: cut(f / "model.safetensors"), (), 1, "cut short"),
-    "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), (), 2, "no tokenizer.json"),
     "a GGUF that lies": (lambda f: (f / "x.gguf").write_bytes(b"GGUF\3\0\0\0" + b"\xff" * 40), ("--model", "x.gguf"), 1,
                          "tensors|pairs"),
     "overrides": (lambda f: None, ("--hf-overrides", '{"vocab_size": -1}'), 2, "--hf-overrides: vocab_size"),

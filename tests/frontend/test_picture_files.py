@@ -299,6 +299,7 @@ def test_a_model_of_text_names_itself() -> None:
         TextOnly("llama-7b").sources([{"role": "user", "content": [part]}])
     assert caught.value.param == "messages" and caught.value.code == "unsupported_content"
     assert TextOnly().sources([{"role": "user", "content": [{"type": "text", "text": "x"}]}]) == []
+    assert sources_in(["no message", {"content": [5, "x", {"type": 7}]}]) == []  # type: ignore[list-item]
 
 
 def test_long_data_urls_are_left_out_of_the_search_for_names() -> None:

@@ -33,6 +33,8 @@ def test_where_the_template_comes_from(tmp_path: Path) -> None:
     named = [{"name": "default", "template": "d"}, {"name": "tool_use", "template": "t"}]
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
     assert Tokenizer.from_folder(tmp_path).chat_template == {"default": "d", "tool_use": "t"}
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": "of a processor"}))
+    assert Tokenizer.from_folder(tmp_path).chat_template == "of a processor"
     (tmp_path / "chat_template.jinja").write_text("from the file")
     assert Tokenizer.from_folder(tmp_path).chat_template == "from the file"
     (tmp_path / "mine.jinja").write_text("mine")
@@ -40,6 +42,7 @@ def test_where_the_template_comes_from(tmp_path: Path) -> None:
     assert template.render([{"role": "user", "content": "x"}]) == "mine"
     (tmp_path / "tokenizer_config.json").unlink()
     (tmp_path / "chat_template.jinja").unlink()
+    (tmp_path / "chat_template.json").unlink()
     assert Tokenizer.from_folder(tmp_path).chat_template is None
 
 

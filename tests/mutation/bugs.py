@@ -12,6 +12,7 @@ SERVER = "tests/server/test_errors.py tests/server/test_bad_input.py tests/serve
 TEXT = "tests/frontend/test_detokenizer.py tests/frontend/test_stops.py tests/frontend/test_streams.py"
 SERVICE = "tests/frontend/test_service.py tests/frontend/test_validate.py tests/test_params.py"
 SAMPLING = "tests/worker/test_sampling.py"
+PICTURES = "tests/engine/test_encoder.py tests/frontend/test_picture_files.py"
 
 
 class Bug(NamedTuple):
@@ -333,5 +334,55 @@ BUGS: tuple[Bug, ...] = (
         "        self._restarts.append(self._clock())\n",
         "",
         "tests/server/test_supervisor.py",
+    ),
+    # ---- pictures
+    Bug(
+        "a picture's blocks go by their token ids alone",
+        "engine/kv/manager.py",
+        "        return data + picture_marks(request.pictures, start, end) if request.pictures else data",
+        "        return data",
+        PICTURES,
+    ),
+    Bug(
+        "a picture keeps its slot after its last position",
+        "engine/scheduler/encoder.py",
+        "            if last == picture.end:\n                self._leaving.append((request.id, picture.start))\n",
+        "",
+        PICTURES,
+    ),
+    Bug(
+        "the vectors of a failed step are taken for good",
+        "engine/scheduler/encoder.py",
+        "            if key is not None and key[1] == new.picture.digest:",
+        "            if key is None:",
+        PICTURES,
+    ),
+    Bug(
+        "pictures are shared across salts",
+        "engine/scheduler/encoder.py",
+        "        key = salt, picture.digest\n",
+        '        key = "", picture.digest\n',
+        PICTURES,
+    ),
+    Bug(
+        "a second part of a picture begins with its first vector",
+        "engine/scheduler/encoder.py",
+        "PlacedPicture(request.row, first, first - picture.start,",
+        "PlacedPicture(request.row, first, 0,",
+        PICTURES,
+    ),
+    Bug(
+        "the header's size is not looked at",
+        "frontend/media/decode.py",
+        "    _check_size(source, width, height, max_pixels)\n    try:",
+        "    try:",
+        PICTURES,
+    ),
+    Bug(
+        "a picture is not turned as its EXIF data says",
+        "frontend/media/decode.py",
+        "    if image.getexif().get(ORIENTATION, 1) != 1:",
+        "    if image.getexif().get(ORIENTATION, 1) == 0:",
+        PICTURES,
     ),
 )

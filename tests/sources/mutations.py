@@ -1,10 +1,21 @@
-"""Damaged files: seeded changes of a header's bytes, whole numbers and length."""
+"""Damaged files: seeded changes of a header's bytes, whole numbers and length; and what comes of them."""
 
 from __future__ import annotations
 
 import random
 import struct
 from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from quire.checkpoint import read_facts
+from quire.errors import ConfigError, StartupError
+from quire.worker.attention.torch_backend import TorchAttention
+from quire.worker.kernels.plain import PlainKernels
+from quire.worker.layers.build import Build
+from quire.worker.models.load import load_model
+from quire.worker.quantization.none import Unquantized
 
 NUMBERS = (0, 1, 2, 0x7F, 0xFF, 1 << 16, (1 << 31) - 1, 1 << 31, (1 << 32) - 1, 1 << 32, (1 << 63) - 1, 1 << 63,
            (1 << 64) - 1)  # fmt: skip
@@ -35,3 +46,22 @@ def _change(content: bytearray, end: int, rng: random.Random) -> None:
         del content[at : at + rng.randint(1, 9)]
     else:
         content[at:at] = content[at : at + rng.randint(1, 9)]
+
+
+class Plain(Unquantized):
+    """Weights stay as they are: quick."""
+
+    def finish(self, layer: torch.nn.Module) -> None:
+        pass
+
+
+def load(folder: Path, device: str = "meta") -> str | None:
+    """What was wrong, or None."""
+    build = Build(torch.float32, torch.device(device), TorchAttention(), Plain(), PlainKernels())
+    try:
+        facts = read_facts(folder)
+        load_model(folder, facts, build)
+    except (ConfigError, StartupError) as error:
+        assert "\n" not in error.message and len(error.message) < 1500
+        return error.message
+    return None

@@ -9,7 +9,7 @@ from pathlib import Path
 import checkpoints
 import pytest
 from gguf_files import write_gguf
-from mutations import mutations
+from mutations import load, mutations
 
 from quire.errors import ConfigError, QuireError, StartupError
 from quire.sources import resolve
@@ -120,6 +120,19 @@ def test_a_good_header(tmp_path: Path) -> None:
     assert found.tensors[1].end == path.stat().st_size
 
 
+def test_a_vocabulary_is_read_across_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["é" * (i % 9) + str(i) for i in range(300)]
+    path = tmp_path / "x.gguf"
+    content = array(8, len(words), b"".join(map(text, words)))
+    path.write_bytes(file((pair("w", 9, content), pair("n", 4, U32(7))), (tensor(),)))
+    for step in (1, 7, 1000, 1 << 20):
+        monkeypatch.setattr(header_module, "STEP_BYTES", step)
+        assert read_header(path).values == {"w": words, "n": 7}
+    path.write_bytes(file((pair("w", 9, array(8, 2, text("a") + text(b"\xff"))),)))
+    with pytest.raises(StartupError, match="'w' is not UTF-8"):
+        read_header(path)
+
+
 def test_a_header_beyond_the_limit_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(header_module, "MAX_HEADER_BYTES", 1000)
     path = tmp_path / "x.gguf"
@@ -138,8 +151,8 @@ def test_random_damage_is_one_line_or_nothing(tmp_path: Path) -> None:
     for number, damaged in enumerate(mutations(whole, end, 300, random.Random(1))):
         path.write_bytes(damaged)
         try:
-            resolve(str(path), weights=True, download_dir=str(tmp_path / f"kept{number}"))
-            outcomes["read"] += 1
+            made = resolve(str(path), weights=True, download_dir=str(tmp_path / f"kept{number}"))
+            outcomes["read" if load(made) is None else "refused"] += 1
         except (ConfigError, StartupError) as error:
             outcomes["refused"] += 1
             assert isinstance(error, QuireError) and "\n" not in error.message and len(error.message) < 1000

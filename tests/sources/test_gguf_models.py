@@ -130,6 +130,9 @@ def test_settings_of_a_gguf(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="excludes"):
         model_facts(ModelConfig(model=str(path), load_format="safetensors"))
     path.rename(folder / "x.gguf")
+    (folder / "model.safetensors").rename(tmp_path / "kept")
+    assert "/gguf/" in model_facts(ModelConfig(model=str(folder))).config.where  # nothing else to take
+    (tmp_path / "kept").rename(folder / "model.safetensors")
     assert model_facts(ModelConfig(model=str(folder))).config.where == str(folder / "config.json")
     assert "/gguf/" in model_facts(ModelConfig(model=str(folder), load_format="gguf")).config.where
     with pytest.raises(ConfigError, match="own code only"):

@@ -11,42 +11,14 @@ from typing import Any
 
 import checkpoints
 import pytest
-import torch
-
-from quire.checkpoint import read_facts
-from quire.errors import ConfigError, StartupError
-from quire.worker.attention.torch_backend import TorchAttention
-from quire.worker.kernels.plain import PlainKernels
-from quire.worker.layers.build import Build
-from quire.worker.models.load import load_model
-from quire.worker.quantization.none import Unquantized
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "sources"))
-from mutations import mutations
+from mutations import load, mutations
 
 VALUES: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 2, 3, 7, 64.0, 0.5, -0.0, 1 << 31, 1 << 40, 1 << 64, 1e308, -1e9, float("inf"),
     float("nan"), "", "x", "silu", [], [1], [None], {}, {"a": 1}, {"rope_type": "yarn"}, {"rope_type": 3}, [[]] * 3,
 )  # fmt: skip
-
-
-class Plain(Unquantized):
-    """Weights stay as they are: quick."""
-
-    def finish(self, layer: torch.nn.Module) -> None:
-        pass
-
-
-def load(folder: Path, device: str = "meta") -> str | None:
-    """What was wrong, or None."""
-    build = Build(torch.float32, torch.device(device), TorchAttention(), Plain(), PlainKernels())
-    try:
-        facts = read_facts(folder)
-        load_model(folder, facts, build)
-    except (ConfigError, StartupError) as error:
-        assert "\n" not in error.message and len(error.message) < 1500
-        return error.message
-    return None
 
 
 @pytest.mark.parametrize("family", ["llama31", "gemma3", "qwen2_moe", "falcon40"])

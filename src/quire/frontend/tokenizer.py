@@ -2,7 +2,8 @@
 
 tokenizer.json          vocabulary, merges, how special tokens are added (required)
 tokenizer_config.json   names of the special tokens, often the chat template
-chat_template.jinja     the chat template; wins over the one above
+chat_template.json      the chat template, as processors of pictures wrote it once; wins over the one above
+chat_template.jinja     the chat template; wins over both
 """
 
 from __future__ import annotations
@@ -232,7 +233,7 @@ def _read_template(folder: Path, config: dict[str, Any]) -> str | dict[str, str]
     path = folder / "chat_template.jinja"
     if path.is_file():
         return path.read_text(encoding="utf-8")
-    entry = config.get("chat_template")
+    entry = read_json(folder / "chat_template.json", required=False).get("chat_template") or config.get("chat_template")
     if isinstance(entry, list):
         return {str(item["name"]): str(item["template"]) for item in entry if {"name", "template"} <= item.keys()}
     return entry if isinstance(entry, str) else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatch
 
 from quire.errors import ConfigError
@@ -17,6 +17,12 @@ _SHOWN = 12
 def is_small(name: str) -> bool:
     """Whether a file is configuration or tokenizer."""
     return any(fnmatch(name, pattern) for pattern in SMALL_FILES)
+
+
+def only_gguf(files: Iterable[str]) -> bool:
+    """Whether a folder has GGUFs and no safetensors."""
+    names = list(files)
+    return any(name.endswith(".gguf") for name in names) and not any(name.endswith(".safetensors") for name in names)
 
 
 def choose_gguf(files: Mapping[str, object], quant: str | None, where: str) -> list[str]:
@@ -74,7 +80,14 @@ def siblings(name: str, files: Mapping[str, object]) -> list[str]:
 
 def has_word(name: str, word: str) -> bool:
     """Whether a file's name has a word between its ends, dots and dashes; in whichever case."""
-    return re.search(rf"(?<![A-Za-z0-9]){re.escape(word)}(?![A-Za-z0-9_])", name, re.IGNORECASE) is not None
+    text, word = name.lower(), word.lower()
+    at = text.find(word)
+    while at >= 0:
+        before, after = text[at - 1 : at], text[at + len(word) : at + len(word) + 1]
+        if not before.isalnum() and not after.isalnum() and after != "_":
+            return True
+        at = text.find(word, at + 1)
+    return False
 
 
 def _example(titles: list[str]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from quire.errors import ConfigError
 from quire.sources import hub, objects
-from quire.sources.choose import choose_gguf, complete, siblings
+from quire.sources.choose import choose_gguf, complete, only_gguf, siblings
 from quire.sources.files import Remote
 
 DEMO = "demo"
@@ -95,8 +95,7 @@ def _local(wanted: Wanted) -> Found | None:
     if not path.is_dir():
         return _local_gguf(path)
     files = {file.name: None for file in path.iterdir()}
-    has_gguf = any(file.endswith(".gguf") for file in files)
-    if wanted.quant or wanted.wants_gguf or (has_gguf and "config.json" not in files):
+    if wanted.quant or wanted.wants_gguf or only_gguf(files):
         return [path / file for file in choose_gguf(files, wanted.quant, str(path))]
     return path
 

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from quire.errors import ConfigError, StartupError
 from quire.sources.cache import cache_root, made_once
-from quire.sources.choose import choose_gguf, is_small, siblings
+from quire.sources.choose import choose_gguf, is_small, only_gguf, siblings
 from quire.sources.files import WEIGHTS, Remote, read_locations, write_locations
 
 SCHEMES = ("s3://", "gs://")
@@ -58,7 +58,7 @@ def fetch(
         return _places(home, found, choose_gguf(dict.fromkeys(siblings(last, found)), None, url))
     if not found:
         raise ConfigError(f"Model {url!r}: there is nothing under that address.")
-    if quant is not None or wants_gguf or ("config.json" not in found and any(n.endswith(".gguf") for n in found)):
+    if quant is not None or wants_gguf or only_gguf(found):
         return _places(home, found, choose_gguf(found, quant, url))
     key = [home, sorted((name, str(facts)) for name, facts in found.items())]
     label = home.partition("://")[2]

@@ -77,7 +77,7 @@ def sources_in(messages: Sequence[Mapping[str, Any]]) -> list[Source]:
     """
     found = []
     for i, message in enumerate(messages):
-        content = message.get("content")
+        content = message.get("content") if isinstance(message, Mapping) else None
         for j, part in enumerate(content if isinstance(content, list | tuple) else ()):
             if is_picture(part):
                 where = f"messages[{i}].content[{j}]"
@@ -110,9 +110,8 @@ def _check_url(url: str, where: str) -> None:
     if not comma or options[-1:] != ["base64"]:
         raise _refused(f"{where} must begin like data:image/png;base64, and go on in base64", where)
     if kind and not kind.startswith("image/") and kind != "application/octet-stream":
-        raise _refused(
-            f"{where} is of type {kind[:40].encode('unicode_escape').decode('ascii')!r}, which is no picture", where
-        )
+        shown = kind[:40].encode("unicode_escape").decode("ascii")
+        raise _refused(f"{where} is of type {shown!r}, which is no picture", where)
 
 
 def _refused(reason: str, where: str) -> RequestError:

@@ -59,7 +59,10 @@ class TakesPictures:
     def for_template(self, template: ChatTemplate, messages: Messages) -> Messages:
         """See `Media`."""
         form = self._in_parts if self._reads_parts(template) else self._in_text
-        return [{**message, "content": form(message.get("content"))} for message in messages]
+        return [
+            {**message, "content": form(message.get("content"))} if isinstance(message, Mapping) else message
+            for message in messages
+        ]
 
     def _in_parts(self, content: Any) -> Any:
         if isinstance(content, str):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 import struct
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -142,12 +143,30 @@ class _Parser:
         if kind != STRING:
             self._fail(f"key {_shown(key)} is a list of type {kind}; known are numbers and texts")
         self._limit(count, min(MAX_ITEMS, self._left // 8), f"texts in {_shown(key)}")
-        return [self._text(self._left, key) for _ in range(count)]
+        return self._texts(count, key)
 
     def _scalars(self, letter: str, count: int, key: str) -> list[Any]:
         width = struct.calcsize(letter)
         self._limit(count, min(MAX_ITEMS, self._left // width), f"numbers in {_shown(key)}")
         return list(struct.unpack(f"<{count}{letter}", self._take(count * width)))
+
+    def _texts(self, count: int, key: str) -> list[str]:
+        """A vocabulary: as `_text` again and again, but quick where the bytes are here already."""
+        found: list[str] = []
+        length_at, content, at = struct.Struct("<Q").unpack_from, self._bytes, self._at
+        for _ in range(count):
+            start = at + 8
+            end = start + length_at(content, at)[0] if start <= len(content) else len(content) + 1
+            if end <= len(content):
+                with suppress(UnicodeDecodeError):  # `_text` will say so
+                    found.append(content[start:end].decode())
+                    at = end
+                    continue
+            self._at = at
+            found.append(self._text(self._left, key))
+            content, at = self._bytes, self._at
+        self._at = at
+        return found
 
     def _text(self, most: int, what: str) -> str:
         length = self._number("Q")

@@ -101,7 +101,10 @@ def _no_twice(files: Files) -> Files:
 def _none_found(folder: Path, names: list[str]) -> str:
     pickles = sorted(name for name in names if name.endswith(PICKLES))
     if not pickles:
-        return f"{folder}: no *.safetensors weights here. Use --load-format dummy to run with random ones."
+        return (
+            f"{folder}: no *.safetensors weights here. Use --load-format gguf where there is a GGUF,"
+            " --load-format dummy to run with random ones."
+        )
     return (
         f"{folder}: the weights are pickles ({pickles[0]}), which can run code when read. If you trust them, convert"
         " them once: transformers.AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)."
