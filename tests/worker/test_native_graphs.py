@@ -55,7 +55,9 @@ def run(one: Worker, steps: list[StepPlan]) -> list[StepResult]:
 
 
 @pytest.mark.native
-@pytest.mark.parametrize("settings", [{"dtype": "float32"}, {}, {"quantization": "int8"}, {"cpu_kernels": "torch"}])
+@pytest.mark.parametrize(
+    "settings", [{"dtype": "float32"}, {}, {"quantization": "int8"}, {"quantization": "awq"}, {"cpu_kernels": "torch"}]
+)
 def test_repeated_steps_are_those_run_one_by_one(settings: dict[str, str]) -> None:
     repeating, plain = worker(**settings), worker(**settings, enforce_eager=True)
     graphs = repeating._runner.graphs
