@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import checkpoints
+import llava_checkpoints
 import pytest
 import torch
 from paged import Driver, Sequence
@@ -17,6 +18,7 @@ from transformers import AutoModelForCausalLM
 from quire.checkpoint import read_facts
 from quire.config import ModelConfig
 from quire.errors import ConfigError, StartupError
+from quire.pictures import READERS
 from quire.worker.attention.cpu_backend import CPUAttention
 from quire.worker.attention.torch_backend import TorchAttention
 from quire.worker.kernels.plain import PlainKernels
@@ -233,11 +235,14 @@ def test_a_config_that_cannot_be_is_one_clear_line(changes: dict[str, Any], mess
 
 
 def test_every_row_of_the_registry_can_be_built(tmp_path: Path) -> None:
-    checkpoints.write("llama31", tmp_path)
+    text, seeing = tmp_path / "text", tmp_path / "seeing"
+    checkpoints.write("llama31", text)
+    llava_checkpoints.write_configs(seeing)
     for architecture in MODELS:
-        change_config(tmp_path, architectures=[architecture], auto_map={"AutoModel": "evil--code.Model"})
+        folder = seeing if architecture in READERS else text
+        change_config(folder, architectures=[architecture], auto_map={"AutoModel": "evil--code.Model"})
         build = Build(torch.float32, torch.device("cpu"), TorchAttention(), Unquantized(), PlainKernels())
-        assert load_model(tmp_path, read_facts(tmp_path), build, ModelConfig(model="", load_format="dummy")).kv_specs()
+        assert load_model(folder, read_facts(folder), build, ModelConfig(model="", load_format="dummy")).kv_specs()
 
 
 def test_long_rope_takes_its_long_factors_where_long_requests_are_served(tmp_path: Path) -> None:
