@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from faults import POINTS, seed_of, word_of
-from program import FAULTY, FLOAT32, Program, ask_all
+from program import FAULTY, FLOAT32, Program, ask_all, assert_same
 
 SCHEMA = {"type": "object", "properties": {"name": {"type": "string", "maxLength": 8}}, "required": ["name"]}
 SHARE = 0.02
@@ -52,13 +52,14 @@ def test_an_error_ends_its_own_request_only(size: int, processes: int) -> None:
     quiet = [request for request, point in zip(mixed, points, strict=True) if point is None]
     with Program(*FLOAT32, "--api-server-count", str(processes), script=FAULTY) as program:
         program.wait_status(200)
-        expected = iter(asyncio.run(ask_all(program.url, quiet)))
+        expected = asyncio.run(ask_all(program.url, quiet))
         assert_idle(program)
         answers = asyncio.run(ask_all(program.url, mixed))
         failed: Counter[str] = Counter()
+        unharmed = [answer for answer, point in zip(answers, points, strict=True) if point is None]
+        assert_same(quiet, unharmed, expected)
         for request, point, (status, text) in zip(mixed, points, answers, strict=True):
             if point is None:
-                assert (status, text) == next(expected), request
                 continue
             failed[point] += 1
             assert status == 500, (point, request, text)
@@ -77,7 +78,7 @@ def assert_idle(program: Program) -> None:
     program.wait_idle(2.0)
 
 
-@pytest.mark.parametrize("size", [pytest.param(300, id="300"), pytest.param(5_000, id="5000", marks=pytest.mark.soak)])
+@pytest.mark.parametrize("size", [pytest.param(100, id="100"), pytest.param(5_000, id="5000", marks=pytest.mark.soak)])
 def test_steps_without_memory(size: int) -> None:
     """R7: one step of 25 wants too much memory. It is tried again with less; nobody notices."""
     requests = [make_request(number, None) for number in range(size)]
@@ -89,7 +90,7 @@ def test_steps_without_memory(size: int) -> None:
     with Program(*FLOAT32, script=FAULTY, QUIRE_TEST_OOM_EVERY="25") as program:
         program.wait_status(200)
         answers = asyncio.run(ask_all(program.url, requests, at_once=32))
-        assert answers == expected
+        assert_same(requests, answers, expected)
         assert program.log.count("OutOfMemoryError: injected") >= program.metric("quire:engine_steps_total") / 30 >= 1
         assert_idle(program)
         assert program.stop() == 0
@@ -122,8 +123,7 @@ def test_a_storm_of_preemptions(size: int) -> None:
         program.wait_status(200)
         answers = asyncio.run(ask_all(program.url, requests, timeout=600))
         assert {status for status, _ in answers} == {200}
-        different = [i for i, (one, other) in enumerate(zip(answers, expected, strict=True)) if one != other]
-        assert not different, (len(different), answers[different[0]], expected[different[0]])
+        assert_same(requests, answers, expected)
         assert program.metric("vllm:num_preemptions_total") > 0
         assert_idle(program)
         assert program.stop() == 0

@@ -147,6 +147,8 @@ COMPUTED_PATTERNS = {
     "frontend/parsers/python_text.py": "from a constant of its own",
     "frontend/parsers/reader.py": "escaped texts of a format",
     "frontend/tags.py": "escaped special tokens of the vocabulary",
+    "worker/quantization/format.py": "a checkpoint's own names of modules, read once, before anything is served",
+    "worker/quantization/modelopt.py": "wildcards of such names, translated by fnmatch",
 }
 
 
